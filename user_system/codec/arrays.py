@@ -1,0 +1,221 @@
+"""A message: one JSON object and some named arrays, as bytes that can be read without copying.
+
+Layout, little-endian throughout::
+
+    0   4   magic "USAR"
+    4   2   format version, 1
+    6   2   zero
+    8   4   length of the header in bytes
+    12  4   zero
+    16  8   length of the whole message in bytes
+    24  8   xxh3-64 of bytes 0..24 followed by bytes 32..end
+    32      header, UTF-8 JSON {"meta": {...}, "arrays": [[name, dtype, shape], ...]}
+            zeros up to the next multiple of 64, then the first array's bytes in C order;
+            each further array begins at the next multiple of 64 after the one before it
+
+Offsets are not stored but follow from the sizes, so that no header can make arrays overlap or point
+outside. 64 bytes is a cache line and the widest vector register: views stay aligned wherever the
+buffer itself is. JSON because the header is small and a person can read it in a hex dump; the
+numbers that are many are never in it. NaN and infinities in ``meta`` are written as Python does.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import xxhash
+
+from user_system.core.errors import DamageError, SpecError
+from user_system.core.types import Array
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What ``meta`` may hold. Tuples come back as lists."""
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+DTYPES = frozenset(
+    {"bool", "float16", "float32", "float64"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
+"""Names of the dtypes that may travel or be stored."""
+
+MAX_BYTES = 256 << 20
+"""Default bound of one message: a hundred times the largest fragment of four small cameras."""
+
+MAX_DIMS = 16
+MAGIC, VERSION, ALIGN = b"USAR", 1, 64
+_PREFIX = struct.Struct("<4sHHIIQ")
+_LITTLE = {name: np.dtype(name).newbyteorder("<") for name in sorted(DTYPES)}
+# Looked up by dtype: NumPy computes ``dtype.name`` anew each time, which took half of ``pack``.
+_NAMES = {dtype: name for name, dtype in _LITTLE.items()}
+_NAMES |= {dtype.newbyteorder(">"): name for name, dtype in _LITTLE.items()}
+_JSON = json.JSONEncoder(separators=(",", ":"))
+_CHECKSUM = struct.Struct("<Q")
+_HEAD = _PREFIX.size + _CHECKSUM.size
+
+
+def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
+    """Return ``meta`` and ``arrays`` as one message.
+
+    Raises:
+        SpecError: a dtype that may not travel, or a value that JSON cannot hold.
+    """
+    blocks = {name: little_endian(array, name) for name, array in arrays.items()}
+    table = [[name, _NAMES[block.dtype], block.shape] for name, block in blocks.items()]
+    try:
+        header = _JSON.encode({"meta": meta, "arrays": table}).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError("meta cannot be written as JSON", got=error) from error
+    parts: list[Any] = [header, bytes(-(_HEAD + len(header)) % ALIGN)]
+    for block in blocks.values():
+        parts += [raw(block), bytes(-block.nbytes % ALIGN)]
+    if blocks:
+        parts.pop()
+    else:
+        parts = parts[:1]
+    total = _HEAD + sum(len(part) for part in parts)
+    prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), 0, total)
+    return b"".join([prefix, _CHECKSUM.pack(_digest(prefix, parts)), *parts])
+
+
+def unpack(
+    buffer: Buffer, *, max_bytes: int = MAX_BYTES
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return (meta, arrays) of a message; the arrays are read-only views into ``buffer``.
+
+    Args:
+        buffer: exactly one message.
+        max_bytes: refuse longer ones, and arrays that claim more, before touching them.
+
+    Raises:
+        DamageError: these are not the bytes that ``pack`` wrote.
+    """
+    view = memoryview(buffer).toreadonly().cast("B")
+    header_end = _check_prefix(view, max_bytes)
+    meta, table = _parse_header(bytes(view[_HEAD:header_end]))
+    arrays: dict[str, Array] = {}
+    end = header_end
+    for name, dtype, shape, size in _entries(table, max_bytes):
+        if name in arrays:
+            raise DamageError("array is named twice", got=name)
+        start = end + -end % ALIGN
+        end = start + size
+        if end > len(view):
+            raise DamageError(f"array {name!r} ends after its message", got=end, allowed=len(view))
+        if size:
+            arrays[name] = _view(view, start, dtype, shape, name)
+        else:
+            arrays[name] = _empty(dtype, shape)
+    if end != len(view):
+        raise DamageError("message is longer than its arrays", got=len(view), allowed=end)
+    return meta, arrays
+
+
+def little_endian(value: Array, name: str) -> Array:
+    """Return ``value`` in C order and little-endian, copied only where it is not so already.
+
+    Raises:
+        SpecError: its dtype may not travel.
+    """
+    array = np.asarray(value)
+    dtype = _NAMES.get(array.dtype)
+    if dtype is None:
+        raise SpecError(
+            f"array {name!r} has a dtype that may not travel",
+            got=array.dtype,
+            allowed=", ".join(sorted(DTYPES)),
+        )
+    if array.ndim > MAX_DIMS:
+        raise SpecError(f"array {name!r} has too many dimensions", got=array.ndim, allowed=MAX_DIMS)
+    return np.asarray(array, dtype=_LITTLE[dtype], order="C")
+
+
+def raw(array: Array) -> memoryview:
+    """Return the bytes of a C-order array, without copying."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def checked_size(dtype: object, shape: object, max_bytes: int = MAX_BYTES) -> int:
+    """Return the bytes that an array from outside claims, or refuse the claim.
+
+    Zeros in the shape are counted as ones: an empty array with a huge other dimension is refused.
+
+    Raises:
+        DamageError: not a dtype that may travel, not a shape, or more than ``max_bytes``.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DamageError("unknown array dtype", got=dtype, allowed=", ".join(sorted(DTYPES)))
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_DIMS:
+        raise DamageError("array shape is not a short list", got=shape)
+    size = claimed = _LITTLE[dtype].itemsize
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise DamageError("array shape is not made of counts", got=shape)
+        size *= n
+        claimed *= n or 1
+    if claimed > max_bytes:
+        raise DamageError("array is too large", got=list(shape), allowed=f"{max_bytes} bytes")
+    return size
+
+
+def _digest(prefix: Buffer, parts: Sequence[Any]) -> int:
+    digest = xxhash.xxh3_64()
+    digest.update(prefix)
+    for part in parts:
+        digest.update(part)
+    return int(digest.intdigest())
+
+
+def _check_prefix(view: memoryview, max_bytes: int) -> int:
+    """Return where the header ends, after length and checksum proved right."""
+    if not _HEAD <= len(view) <= max_bytes:
+        raise DamageError("message length", got=len(view), allowed=f"{_HEAD}..{max_bytes} bytes")
+    magic, version, _, header_bytes, _, total = _PREFIX.unpack_from(view)
+    if magic != MAGIC or version != VERSION:
+        raise DamageError("not a message of this format", got=(magic, version), allowed=VERSION)
+    if total != len(view) or _HEAD + header_bytes > total:
+        raise DamageError("message is cut or padded", got=len(view), allowed=total)
+    (stored,) = _CHECKSUM.unpack_from(view, _PREFIX.size)
+    if _digest(view[: _PREFIX.size], [view[_HEAD:]]) != stored:
+        raise DamageError("message checksum does not match its bytes")
+    return int(_HEAD + header_bytes)
+
+
+def _parse_header(data: bytes) -> tuple[dict[str, Any], list[Any]]:
+    try:
+        header = json.loads(data)
+        meta, table = header["meta"], header["arrays"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamageError("message header is not readable", got=error) from error
+    if not isinstance(meta, dict) or not isinstance(table, list):
+        raise DamageError("message header has the wrong form")
+    return meta, table
+
+
+def _entries(
+    table: list[Any], max_bytes: int
+) -> Iterator[tuple[str, "np.dtype[Any]", tuple[int, ...], int]]:
+    for entry in table:
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+            raise DamageError("array entry has the wrong form", got=entry)
+        name, dtype, shape = entry
+        size = checked_size(dtype, shape, max_bytes)
+        yield name, _LITTLE[dtype], tuple(shape), size
+
+
+def _view(
+    view: memoryview, start: int, dtype: "np.dtype[Any]", shape: tuple[int, ...], name: str
+) -> Array:
+    array: Array = np.ndarray(shape, dtype, buffer=view, offset=start)
+    # NumPy treats bool bytes other than 0 and 1 inconsistently; nobody writes them.
+    if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+        raise DamageError(f"array {name!r} holds bools that are neither 0 nor 1")
+    return array
+
+
+def _empty(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> Array:
+    array: Array = np.empty(shape, dtype)
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,214 @@
+"""A fragment as one message of ``codec.arrays``, and the rules every fragment keeps.
+
+``meta`` is ``{"fragment": 1, "header": {...}}`` with the header's fields by name. Arrays are named
+by what they are: ``c/<column>``, ``o/<observation field>``, ``x/<extra>``, ``t/<stream>`` for a
+stream's stamps and ``v/<stream>`` for its values. Reading is without copies: the arrays of a
+decoded fragment are read-only views into the bytes it came from.
+
+``check`` belongs at trust boundaries: where a fragment is made, and where one arrives from outside.
+``decode`` only makes sure that the parts are there and have the right types.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from user_system.codec import arrays
+from user_system.codec.arrays import Buffer
+from user_system.core.errors import DamageError, SpecError
+from user_system.core.types import Array, End, Fragment, FragmentHeader, Purpose, Segment, Stream
+
+COLUMNS: Mapping[str, str] = {
+    "executed": "float32",
+    "proposed": "float32",
+    "reward": "float32",
+    "segment": "uint8",
+    "end": "uint8",
+    "robot_ns": "int64",
+    "policy": "uint16",
+    "version": "int64",
+    "operator": "uint16",
+    "chunk": "int32",
+    "position": "int32",
+}
+"""Columns that every fragment has, and their dtypes."""
+
+_FORMAT = 1
+_TEXTS = ("producer", "run", "task", "episode", "schema", "robot", "embodiment", "boot")
+_NUMBERS = ("epoch", "sequence", "start", "wall_ns", "wall_bound_ns")
+_OPTIONAL = ("names", "success", "void_from", "purpose")
+
+
+def encode(fragment: Fragment) -> bytes:
+    """Return ``fragment`` as bytes.
+
+    Raises:
+        SpecError: an array has a dtype that may not travel.
+    """
+    blocks = {f"c/{name}": getattr(fragment, name) for name in COLUMNS}
+    blocks |= {f"o/{name}": array for name, array in fragment.observation.items()}
+    blocks |= {f"x/{name}": array for name, array in fragment.extras.items()}
+    for name, stream in fragment.streams.items():
+        blocks |= {f"t/{name}": stream.stamps, f"v/{name}": stream.values}
+    return arrays.pack({"fragment": _FORMAT, "header": asdict(fragment.header)}, blocks)
+
+
+def decode(buffer: Buffer, *, max_bytes: int = arrays.MAX_BYTES) -> Fragment:
+    """Return the fragment in ``buffer``; its arrays are read-only views into it.
+
+    Raises:
+        DamageError: these are not the bytes that ``encode`` wrote.
+    """
+    meta, blocks = arrays.unpack(buffer, max_bytes=max_bytes)
+    if meta.get("fragment") != _FORMAT:
+        raise DamageError("not a fragment", got=meta.get("fragment"), allowed=_FORMAT)
+    parts: dict[str, dict[str, Array]] = {kind: {} for kind in "coxtv"}
+    for key, array in blocks.items():
+        kind, slash, name = key.partition("/")
+        if not slash or kind not in parts:
+            raise DamageError("unknown array in a fragment", got=key)
+        parts[kind][name] = array
+    if parts["c"].keys() != COLUMNS.keys():
+        raise DamageError("wrong columns", got=sorted(parts["c"]), allowed=sorted(COLUMNS))
+    if parts["t"].keys() != parts["v"].keys():
+        raise DamageError("streams without stamps or values", got=sorted(parts["t"]))
+    return Fragment(
+        header=_header(meta.get("header")),
+        observation=parts["o"],
+        extras=parts["x"],
+        streams={name: Stream(parts["t"][name], parts["v"][name]) for name in parts["t"]},
+        **parts["c"],
+    )
+
+
+def check(fragment: Fragment) -> None:
+    """Make sure that a fragment keeps every rule that readers rely on.
+
+    Rows agree; only the last step may end the episode, and then one more observation is there;
+    what is learned from is finite; stamps increase; numbers name something.
+
+    Raises:
+        SpecError: the first rule that is broken, with the producer, episode and field.
+    """
+    for broken in (
+        _check_header,
+        _check_dtypes,
+        _check_rows,
+        _check_labels,
+        _check_finite,
+        _check_streams,
+    ):
+        broken(fragment)
+
+
+def _header(value: object) -> FragmentHeader:
+    if not isinstance(value, dict) or value.keys() != {*_TEXTS, *_NUMBERS, *_OPTIONAL}:
+        raise DamageError("fragment header has the wrong fields", got=value)
+    names, success, void = value["names"], value["success"], value["void_from"]
+    right = (
+        all(isinstance(value[key], str) for key in _TEXTS)
+        and all(type(value[key]) is int for key in _NUMBERS)
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and (success is None or isinstance(success, bool))
+        and (void is None or type(void) is int)
+        and type(value["purpose"]) is int
+        and value["purpose"] in set(Purpose)
+    )
+    if not right:
+        raise DamageError("fragment header has values of the wrong type", got=value)
+    fields: dict[str, Any] = value | {"names": tuple(names), "purpose": Purpose(value["purpose"])}
+    return FragmentHeader(**fields)
+
+
+def _refuse(fragment: Fragment, what: str, got: object, allowed: object) -> None:
+    at = f"fragment {fragment.header.sequence} of {fragment.header.producer!r}"
+    raise SpecError(f"{at}: {what}", got=got, allowed=allowed)
+
+
+def _check_header(fragment: Fragment) -> None:
+    header = fragment.header
+    for key in ("producer", "run", "episode", "schema", "robot"):
+        if not getattr(header, key):
+            _refuse(fragment, f"{key} is empty", "''", "a name")
+    for key in ("epoch", "sequence", "start", "wall_bound_ns"):
+        if getattr(header, key) < 0:
+            _refuse(fragment, f"{key} is negative", getattr(header, key), ">= 0")
+    if header.void_from is not None and not 0 <= header.void_from <= header.start:
+        _refuse(fragment, "void_from", header.void_from, f"0..{header.start}")
+    if not header.names or header.names[0] != "":
+        _refuse(fragment, "names must begin with the empty string", header.names, "('', ...)")
+
+
+def _check_dtypes(fragment: Fragment) -> None:
+    for name, dtype in COLUMNS.items():
+        got = getattr(fragment, name).dtype
+        if got != np.dtype(dtype):
+            _refuse(fragment, f"column {name} has the wrong dtype", got, dtype)
+    for kind in ("observation", "extras"):
+        for name, array in getattr(fragment, kind).items():
+            arrays.little_endian(array, f"{kind} {name}")
+
+
+def _check_rows(fragment: Fragment) -> None:
+    steps = len(fragment)
+    if steps == 0 or fragment.executed.ndim != 2:
+        _refuse(fragment, "executed", list(fragment.executed.shape), "[T, Da] with T >= 1")
+    if fragment.proposed.shape != fragment.executed.shape:
+        _refuse(fragment, "proposed", fragment.proposed.shape, fragment.executed.shape)
+    for name in COLUMNS.keys() - {"executed", "proposed", "robot_ns"}:
+        if getattr(fragment, name).shape != (steps,):
+            _refuse(fragment, f"column {name}", getattr(fragment, name).shape, (steps,))
+    for name, array in fragment.extras.items():
+        if array.shape[:1] != (steps,):
+            _refuse(fragment, f"extra {name!r}", array.shape, f"[{steps}, ...]")
+    rows = steps + 1 if fragment.final else steps
+    why = "one more than steps: the episode ends here" if fragment.final else "as many as steps"
+    if fragment.robot_ns.shape != (rows,):
+        _refuse(fragment, "robot_ns", fragment.robot_ns.shape, f"({rows},), {why}")
+    for name, array in fragment.observation.items():
+        if array.shape[:1] != (rows,):
+            _refuse(fragment, f"observation {name!r}", array.shape, f"[{rows}, ...], {why}")
+
+
+def _check_labels(fragment: Fragment) -> None:
+    values: tuple[tuple[str, type[IntEnum]], ...] = (("segment", Segment), ("end", End))
+    for name, enum in values:
+        if not np.isin(getattr(fragment, name), list(enum)).all():
+            _refuse(fragment, f"unknown {name}", getattr(fragment, name).tolist(), list(enum))
+    if (fragment.end[:-1] != End.NONE).any():
+        _refuse(fragment, "only the last step may end", fragment.end.tolist(), "0, 0, ..., end")
+    for name in ("policy", "operator"):
+        if getattr(fragment, name).max() >= len(fragment.header.names):
+            top = len(fragment.header.names) - 1
+            _refuse(fragment, f"{name} index", getattr(fragment, name).tolist(), f"0..{top}")
+    for name in ("version", "chunk", "position"):
+        if getattr(fragment, name).min() < 0:
+            _refuse(fragment, f"{name} is negative", getattr(fragment, name).tolist(), ">= 0")
+
+
+def _check_finite(fragment: Fragment) -> None:
+    """NaN says "not known" in ``proposed`` and ``reward`` and is allowed nowhere else."""
+    wanted = {"executed": fragment.executed, **fragment.observation}
+    for name, array in wanted.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            _refuse(fragment, f"{name} is not finite", "NaN or infinity", "finite numbers")
+    for name in ("proposed", "reward"):
+        if np.isinf(getattr(fragment, name)).any():
+            _refuse(fragment, f"{name} is infinite", "infinity", "finite numbers or NaN")
+    if (np.diff(fragment.robot_ns) <= 0).any():
+        _refuse(fragment, "robot_ns does not increase", fragment.robot_ns.tolist(), "increasing")
+
+
+def _check_streams(fragment: Fragment) -> None:
+    for name, stream in fragment.streams.items():
+        count = len(stream.values) if stream.values.ndim else -1
+        if stream.stamps.dtype != np.int64 or stream.stamps.shape != (count,):
+            got = (stream.stamps.dtype, stream.stamps.shape)
+            _refuse(fragment, f"stamps of stream {name!r}", got, f"int64 ({count},)")
+        if (np.diff(stream.stamps) < 0).any():
+            _refuse(fragment, f"stamps of stream {name!r} run backwards", "", "never backwards")
+        arrays.little_endian(stream.values, f"stream {name}")

@@ -1,0 +1,1 @@
+"""Words, contracts and tables. NumPy and the standard library only."""
