@@ -1,0 +1,13 @@
+"""Between processes: what must arrive goes by gRPC, what must be fresh by ZeroMQ. No pickle.
+
+The only package that imports grpc and zmq. From the bottom up:
+
+- ``pb``: generated from ``proto/``; the messages, and in their comments order and lifetime
+- ``wire``, ``wire_specs``: messages <-> what ``core`` calls them, checked
+- ``credentials``, ``authority``, ``security``, ``status``: who is who, who may what, how it is said
+- ``tunnel``, ``reconnect``: the way to the head, and staying on it; ``serving``: listening there
+- ``experience_client`` -> ``experience_service``: fragments, exactly once
+- ``weights``: versions of policies, by tensor hash
+- ``hub_client`` -> ``hub_service``: registry, leases, requests
+- ``mailbox``, ``fresh`` -> ``fresh_hub`` (``switchboard``, ``waker``): commands, states, previews
+"""

@@ -1,0 +1,375 @@
+"""Experience leaving a robot host: the spool drained over one stream, newest first, nothing lost.
+
+A fragment stays in the outbox until an acknowledgement covers it. After a break the client dials
+again, hears from ``Welcome`` how far each (producer, epoch) is on the head's disk, and goes on
+there: what was under way twice is stored once. Within a (producer, epoch) fragments are sent in
+order; between them live data goes first, each producer's newest epoch in turn, and what older
+epochs left behind follows when there is nothing newer to send.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from comms import wire
+from comms.pb import experience_pb2 as pb
+from comms.pb import experience_pb2_grpc
+from comms.reconnect import Reconnecting
+from comms.status import received
+from comms.tunnel import MAX_MESSAGE, Tunnel
+from user_system.codec.images import Codec
+from user_system.core.errors import LinkError, SpecError
+from user_system.core.ports import Outbox, Refused
+from user_system.core.types import Array, Fragment
+
+log = logging.getLogger(__name__)
+
+_READ_AHEAD = 8
+"""Fragments read from the outbox at once: live data waits behind at most so many older ones."""
+
+_IDLE_S = 0.2
+"""How long the sender waits for something new before it looks whether its session still lives."""
+
+_MARGIN = 64 << 10
+"""Bytes kept free in a message for everything but the fragment."""
+
+Source = tuple[str, int]
+
+
+@dataclass
+class _Progress:
+    """How far one (producer, epoch) is."""
+
+    acked: int = 0
+    """Everything below is on the head's disk."""
+    next: int = 0
+    """What to send next."""
+
+
+class ExperienceClient:
+    """Drains an outbox into the replay buffer for as long as it runs.
+
+    Args:
+        tunnel: the way to the replay process.
+        outbox: the host's spool.
+        host: name of this host, as its certificate states it.
+        codec: of the images; ``raw`` and ``zstd`` lose nothing.
+    """
+
+    def __init__(self, tunnel: Tunnel, outbox: Outbox, host: str, *, codec: Codec = "zstd"):
+        self._tunnel = tunnel
+        self._outbox = outbox
+        self._host = host
+        self._codec: Codec = codec
+        self._link = Reconnecting(f"experience of {host}", self._hold)
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        self._figures = dict.fromkeys(("sent", "acked", "refused", "gaps", "lost", "bytes"), 0.0)
+
+    def start(self) -> None:
+        """Start to dial and to send."""
+        self._link.start()
+
+    def close(self) -> None:
+        """Stop sending; what was not acknowledged stays in the outbox. Idempotent."""
+        self._link.closing.set()
+        with self._lock:
+            session = self._session
+        if session is not None:
+            session.end()
+        self._link.close()
+
+    def stats(self) -> dict[str, float]:
+        """Return counters since the start, and what is under way now."""
+        with self._lock:
+            session = self._session
+            now = session.stats() if session else _Session().stats()
+            return {**self._figures, **now, **self._link.stats()}
+
+    def _hold(self) -> None:
+        """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
+        sources = [pb.Source(producer=p, epoch=e) for p, e in self._outbox.sources()]
+        session, hello = _Session(), pb.Hello(host=self._host, sources=sources)
+        call = _stub(self._tunnel).Stream(self._requests(session, hello))
+        session.on_end = call.cancel
+        with self._lock:
+            self._session = session
+        try:
+            if not self._link.closing.is_set():
+                self._exchange(session, call)
+        except grpc.RpcError as error:
+            if not session.ended:
+                raise received(error, "send experience to the replay") from error
+        finally:
+            session.end()
+            with self._lock:
+                self._session = None
+
+    def _exchange(self, session: "_Session", answers: Iterator[pb.ReplayMessage]) -> None:
+        """Hear Welcome, then acknowledgements, until the stream ends."""
+        first = next(answers, None)
+        if first is None or not first.HasField("welcome"):
+            raise LinkError("replay did not say Welcome", got=first)
+        self._quarantine(first.welcome.refusals)
+        for answer in first.welcome.next:
+            self._outbox.forget(answer.source.producer, answer.source.epoch, answer.next)
+        session.welcome(first.welcome)
+        self._link.up()
+        for message in answers:
+            self._heard(session, message.ack)
+
+    def _heard(self, session: "_Session", ack: pb.Ack) -> None:
+        """Act on an acknowledgement: set aside, forget, go back."""
+        self._quarantine(ack.refusals)
+        for answer in ack.next:
+            self._outbox.forget(answer.source.producer, answer.source.epoch, answer.next)
+        acked = session.acknowledge(ack)
+        with self._lock:
+            self._figures["acked"] += acked
+            self._figures["refused"] += len(ack.refusals)
+            self._figures["gaps"] += len(ack.gaps)
+
+    def _quarantine(self, refusals: Iterable[pb.Refusal]) -> None:
+        """Set aside what the replay will never take, before it is forgotten."""
+        for refusal in refusals:
+            source = refusal.source
+            if self._outbox.lost(source.producer, source.epoch, refusal.sequence) is not None:
+                continue  # done already
+            log.error(
+                "replay refused fragment %d of %s/%d: %s",
+                *(refusal.sequence, source.producer, source.epoch, refusal.reason),
+            )
+            self._outbox.set_aside(
+                Refused(source.producer, source.epoch, refusal.sequence, refusal.reason)
+            )
+
+    def _requests(self, session: "_Session", hello: pb.Hello) -> Iterator[pb.HostMessage]:
+        """Yield what goes to the replay; runs in a thread of gRPC until the session ends."""
+        yield pb.HostMessage(hello=hello)
+        try:
+            while not session.ended:
+                if not session.wait_for_credit(_IDLE_S):
+                    continue
+                batch = self._next_batch(session)
+                if not batch:
+                    self._outbox.wait(_IDLE_S)
+                for content in batch:
+                    message = self._message(content)
+                    with self._lock:
+                        self._figures["sent"] += 1
+                        self._figures["bytes"] += message.ByteSize()
+                    yield message
+        except Exception:  # top of a thread of gRPC, which would end the stream without a word
+            log.exception("sending experience failed")
+            session.end()
+
+    def _next_batch(self, session: "_Session") -> Sequence[Fragment | Refused]:
+        """Return what to send next, all of one source; it now counts as under way."""
+        for source in session.order(self._outbox.sources()):
+            start, room = session.room(source)
+            found = self._outbox.read(*source, start, min(room, _READ_AHEAD))
+            numbers = [fragment.header.sequence for fragment in found]
+            gap = bool(numbers) and numbers[0] > start and session.knows(source)
+            lost = self._outbox.lost(*source, start) if gap else None
+            claimed = session.claim(source, start, numbers if lost is None else [start])
+            if claimed:
+                return found[:claimed] if lost is None else [lost]
+        return ()
+
+    def _message(self, content: Fragment | Refused) -> pb.HostMessage:
+        """Return the message that says ``content``."""
+        if isinstance(content, Fragment):
+            return self._fragment(content)
+        source = pb.Source(producer=content.producer, epoch=content.epoch)
+        with self._lock:
+            self._figures["lost"] += 1
+        lost = pb.Lost(source=source, sequence=content.sequence, reason=content.reason[:2000])
+        return pb.HostMessage(lost=lost)
+
+    def _fragment(self, fragment: Fragment) -> pb.HostMessage:
+        """Return a fragment as a message; one that cannot travel goes as its header alone.
+
+        The replay refuses that by name, so that the fragment is set aside instead of blocking all
+        that come after it.
+        """
+        try:
+            message = wire.fragment_to_proto(fragment, self._codec)
+            if message.ByteSize() <= MAX_MESSAGE - _MARGIN:
+                return pb.HostMessage(fragment=message)
+            problem: object = f"{message.ByteSize()} bytes, more than a message may have"
+        except SpecError as error:
+            problem = error
+        log.error(
+            "fragment %d of %s cannot be sent: %s",
+            *(fragment.header.sequence, fragment.header.producer, problem),
+        )
+        return pb.HostMessage(fragment=pb.Fragment(header=wire.header_to_proto(fragment.header)))
+
+
+def label(
+    tunnel: Tunnel,
+    episode: str,
+    name: str,
+    version: str,
+    *,
+    success: bool | None = None,
+    values: Array | None = None,
+    timeout_s: float = 5.0,
+) -> None:
+    """Write a late label of an episode; see ``core.ports.Ingest.label``.
+
+    Raises:
+        LinkError: the replay cannot be reached.
+        StoreError: its disk failed.
+    """
+    request = pb.LabelRequest(episode=episode, name=name, version=version, success=success)
+    if values is not None:
+        request.values.CopyFrom(wire.array_to_proto(values, name))
+    try:
+        _stub(tunnel).Label(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise received(error, "label an episode") from error
+
+
+def replay_stats(tunnel: Tunnel, timeout_s: float = 5.0) -> dict[str, float]:
+    """Return the figures of the replay process.
+
+    Raises:
+        LinkError: it cannot be reached.
+    """
+    try:
+        reply: pb.StatsReply = _stub(tunnel).Stats(pb.StatsRequest(), timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise received(error, "ask the replay how it does") from error
+    return dict(reply.values)
+
+
+def _stub(tunnel: Tunnel) -> experience_pb2_grpc.ExperienceStub:
+    channel = tunnel.channel("replay")
+    return experience_pb2_grpc.ExperienceStub(channel)  # type: ignore[no-untyped-call]
+
+
+class _Session:
+    """What one connection knows: progress per source, credit, and whose turn it is. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.welcomed = False
+        self.on_end: Callable[[], object] = lambda: None
+        self._changed = threading.Condition()
+        self._credit = 0  # nothing may be sent before Welcome
+        self._progress: dict[Source, _Progress] = {}
+        self._turn = 0
+        self._stuck: set[Source] = set()
+
+    @property
+    def under_way(self) -> int:
+        """Fragments sent and not acknowledged; the lock is held."""
+        return sum(progress.next - progress.acked for progress in self._progress.values())
+
+    def stats(self) -> dict[str, float]:
+        """Return gauges."""
+        with self._changed:
+            return {
+                "connected": float(self.welcomed and not self.ended),
+                "under_way": float(self.under_way),
+                "stuck": float(len(self._stuck)),
+            }
+
+    def welcome(self, welcome: pb.Welcome) -> None:
+        """Take over how far the replay is."""
+        with self._changed:
+            self.welcomed = True
+            self._credit = max(1, welcome.credit)
+            for answer in welcome.next:
+                source = (answer.source.producer, answer.source.epoch)
+                self._progress[source] = _Progress(answer.next, answer.next)
+            self._changed.notify_all()
+
+    def acknowledge(self, ack: pb.Ack) -> int:
+        """Take over an acknowledgement; return how many fragments it newly covers."""
+        covered = 0
+        with self._changed:
+            self._credit = max(1, ack.credit)
+            for answer in ack.next:
+                progress = self._of(answer.source)
+                covered += max(0, answer.next - progress.acked)
+                progress.acked = max(progress.acked, answer.next)
+                progress.next = max(progress.next, progress.acked)
+            for gap in ack.gaps:
+                progress = self._of(gap.source)
+                # What is missing may lie before the first one kept, where this session began.
+                progress.acked = min(progress.acked, gap.next)
+                progress.next = min(progress.next, gap.next)
+            self._changed.notify_all()
+        return covered
+
+    def _of(self, source: pb.Source) -> _Progress:
+        return self._progress.setdefault((source.producer, source.epoch), _Progress())
+
+    def wait_for_credit(self, timeout_s: float) -> bool:
+        """Wait until one more fragment may be sent; False on timeout or at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended or self.under_way < self._credit, timeout_s)
+            return not self.ended and self.under_way < self._credit
+
+    def order(self, sources: Sequence[Source]) -> list[Source]:
+        """Return the order in which to look for something to send.
+
+        Args:
+            sources: newest epoch first, as the outbox lists them.
+        """
+        newest = dict(reversed([(producer, epoch) for producer, epoch in sources]))
+        live = [source for source in sources if newest[source[0]] == source[1]]
+        behind = [source for source in sources if newest[source[0]] != source[1]]
+        self._turn += 1
+        first = self._turn % max(1, len(live))
+        return [s for s in live[first:] + live[:first] + behind if s not in self._stuck]
+
+    def room(self, source: Source) -> tuple[int, int]:
+        """Return the sequence to go on from, and how many fragments the credit still covers."""
+        with self._changed:
+            progress = self._progress.get(source)
+            return (progress.next if progress else 0), max(0, self._credit - self.under_way)
+
+    def knows(self, source: Source) -> bool:
+        """Whether what ``room`` said of this source came from the replay or was sent to it."""
+        with self._changed:
+            return source in self._progress
+
+    def claim(self, source: Source, start: int, sequences: Sequence[int]) -> int:
+        """Count the first of ``sequences`` that follow each other as under way; return how many.
+
+        ``start`` is what ``room`` said; when an acknowledgement has moved it, none are.
+        """
+        if not sequences:
+            return 0
+        with self._changed:
+            progress = self._progress.setdefault(source, _Progress(sequences[0], sequences[0]))
+            follow = [sequence == progress.next + i for i, sequence in enumerate(sequences)]
+            count = follow.index(False) if False in follow else len(follow)
+            if count == 0 and start == progress.next:
+                self._give_up(source, start, sequences[0])
+            progress.next += count
+            return count
+
+    def _give_up(self, source: Source, wanted: int, kept: int) -> None:
+        """Leave a source alone for this session: what the replay wants is gone from here."""
+        self._stuck.add(source)
+        log.error(
+            "replay wants fragment %d of %s/%d, but the spool begins at %d: what the replay had "
+            "acknowledged is missing there",
+            *(wanted, *source, kept),
+        )
+
+    def end(self) -> None:
+        """End the session from whatever side."""
+        with self._changed:
+            if self.ended:
+                return
+            self.ended = True
+            self._changed.notify_all()
+        self.on_end()

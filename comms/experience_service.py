@@ -1,0 +1,391 @@
+"""Experience arriving at the replay buffer: one committer for all streams, ack after commit.
+
+Each host has one stream. Its fragments wait, in order, for the committer: a single thread that
+takes what all streams have brought within a few milliseconds, stores it in one group commit, and
+then acknowledges. A disk flush costs about the same for one fragment as for sixty-four.
+
+Back-pressure has no message of its own: a stream is read only while fewer than ``credit`` of its
+fragments are unanswered, so that a slow disk fills the windows of gRPC and then the spools of the
+hosts, never this process.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import grpc
+
+from comms import wire
+from comms.credentials import Peer
+from comms.pb import experience_pb2 as pb
+from comms.pb import experience_pb2_grpc
+from comms.security import identify
+from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError, UserSystemError
+from user_system.core.ports import Ingest, Refused
+from user_system.core.types import Fragment
+
+log = logging.getLogger(__name__)
+
+MAX_SOURCES = 4096
+"""(producer, epoch) pairs in one Hello."""
+
+UNHEARD = 256
+"""Sequences before the next one whose refusals Welcome repeats; the credit where that is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A fragment that waits for the committer, or the reason why it is not one."""
+
+    stream: "_Stream"
+    content: Fragment | Refused
+    size: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Producer, epoch, sequence."""
+        where = self.content if isinstance(self.content, Refused) else self.content.header
+        return where.producer, where.epoch, where.sequence
+
+
+class ExperienceService(experience_pb2_grpc.ExperienceServicer):
+    """Serves ``Experience`` over an ``Ingest``.
+
+    Args:
+        ingest: the replay buffer.
+        credit: fragments that a host may have under way without an answer.
+        commit_ms: how long the first fragment of a group waits for others.
+        commit_fragments: largest group.
+        commit_bytes: group size on the wire after which it is committed.
+    """
+
+    def __init__(
+        self,
+        ingest: Ingest,
+        *,
+        credit: int = 64,
+        commit_ms: float = 10.0,
+        commit_fragments: int = 64,
+        commit_bytes: int = 4 << 20,
+    ):
+        self._ingest = ingest
+        self._credit = credit
+        self._commit_s = commit_ms / 1000
+        self._commit_fragments = commit_fragments
+        self._commit_bytes = commit_bytes
+        self._arrivals: SimpleQueue[_Arrival | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._streams: dict[str, _Stream] = {}
+        self._closed = False
+        self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._figures = dict.fromkeys(
+            ("fragments", "bytes", "commits", "commit_ms", "refused", "gaps", "store_errors"), 0.0
+        )
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the methods to ``server``."""
+        experience_pb2_grpc.add_ExperienceServicer_to_server(  # type: ignore[no-untyped-call]
+            self, server
+        )
+
+    def start(self) -> None:
+        """Start the committer."""
+        self._committer.start()
+
+    def close(self) -> None:
+        """End the streams and the committer; what was not acknowledged will come again."""
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams.values())
+        for stream in streams:
+            stream.end(LinkError("replay is shutting down"))
+        self._arrivals.put(None)
+        if self._committer.is_alive():
+            self._committer.join()
+
+    def stats(self) -> dict[str, float]:
+        """Return counters since the start, open streams, and the last commit's duration."""
+        with self._lock:
+            return {**self._figures, "streams": float(len(self._streams))}
+
+    def Stream(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.HostMessage], context: grpc.ServicerContext
+    ) -> Iterator[pb.ReplayMessage]:
+        """Take the experience of one host."""
+        peer = identify(context)
+        hello = self._hello(request_iterator, peer)
+        stream = _Stream(peer, self._credit)
+        context.add_callback(lambda: stream.end(None))
+        self._adopt(stream)
+        try:
+            yield self._welcome(hello)
+            reader = threading.Thread(
+                target=self._read, args=(stream, request_iterator), name=f"from {peer.name}"
+            )
+            reader.daemon = True
+            reader.start()
+            yield from stream.outgoing()
+        finally:
+            stream.end(None)
+            with self._lock:
+                if self._streams.get(peer.name) is stream:
+                    del self._streams[peer.name]
+
+    def Label(  # noqa: N802 (gRPC's name)
+        self, request: pb.LabelRequest, context: grpc.ServicerContext
+    ) -> pb.LabelReply:
+        """Write a late label."""
+        success = request.success if request.HasField("success") else None
+        values = wire.array_from_proto(request.values) if request.HasField("values") else None
+        if not (request.episode and request.name):
+            raise SpecError(
+                "label needs an episode and a name", got=(request.episode, request.name)
+            )
+        self._ingest.label(request.episode, request.name, request.version, success, values)
+        return pb.LabelReply()
+
+    def Stats(  # noqa: N802 (gRPC's name)
+        self, request: pb.StatsRequest, context: grpc.ServicerContext
+    ) -> pb.StatsReply:
+        """Return figures of the buffer and of this service."""
+        return pb.StatsReply(values={**self._ingest.stats(), **self.stats()})
+
+    def _hello(self, requests: Iterator[pb.HostMessage], peer: Peer) -> pb.Hello:
+        first = next(requests, None)
+        if first is None or not first.HasField("hello"):
+            raise SpecError("a stream begins with Hello", got=first and first.WhichOneof("message"))
+        if first.hello.host != peer.name:
+            raise SecurityError(
+                "host speaks under another name", got=first.hello.host, allowed=peer.name
+            )
+        if len(first.hello.sources) > MAX_SOURCES:
+            raise SpecError("too many sources", got=len(first.hello.sources), allowed=MAX_SOURCES)
+        return first.hello
+
+    def _adopt(self, stream: "_Stream") -> None:
+        """Make ``stream`` the one of its host; an older one is what a broken link left behind."""
+        with self._lock:
+            if self._closed:
+                raise LinkError("replay is shutting down")
+            older = self._streams.get(stream.peer.name)
+            self._streams[stream.peer.name] = stream
+        if older is not None:
+            older.end(LinkError("this host has dialled again"))
+
+    def _welcome(self, hello: pb.Hello) -> pb.ReplayMessage:
+        nexts = [self._next(source.producer, source.epoch) for source in hello.sources]
+        refusals = [_refusal(r) for answer in nexts for r in self._unheard(answer)]
+        welcome = pb.Welcome(next=nexts, credit=self._credit, refusals=refusals)
+        return pb.ReplayMessage(welcome=welcome)
+
+    def _unheard(self, answer: pb.Next) -> Sequence[Refused]:
+        """Return the refusals whose Ack may have been lost: no more than were under way."""
+        start = max(0, answer.next - max(self._credit, UNHEARD))
+        return self._ingest.refused(answer.source.producer, answer.source.epoch, start)
+
+    def _next(self, producer: str, epoch: int) -> pb.Next:
+        source = pb.Source(producer=producer, epoch=epoch)
+        return pb.Next(source=source, next=self._ingest.expected(producer, epoch))
+
+    def _read(self, stream: "_Stream", requests: Iterator[pb.HostMessage]) -> None:
+        """Hand one host's fragments to the committer, in order, never more than its credit."""
+        try:
+            sources: set[tuple[str, int]] = set()
+            while stream.acquire():
+                message = next(requests, None)
+                if message is None:
+                    return
+                arrival = _arrival(stream, message)
+                if arrival.key[:2] not in sources:
+                    # One that is no source must end this stream, not the commit of all hosts.
+                    self._ingest.expected(*arrival.key[:2])
+                    sources.add(arrival.key[:2])
+                self._arrivals.put(arrival)
+        except UserSystemError as error:
+            stream.end(error)
+        except grpc.RpcError:
+            log.debug("stream of %s broke", stream.peer.name)
+        except Exception:  # top of a thread: this host's stream ends, the others go on
+            log.exception("reading from %s failed", stream.peer.name)
+            stream.end(LinkError("unforeseen error at the replay; see its log"))
+        finally:
+            stream.end(None)
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            group, running = self._collect()
+            try:
+                self._commit(group)
+            except StoreError as error:
+                with self._lock:
+                    self._figures["store_errors"] += 1
+                log.error("nothing of %d fragments stored: %s", len(group), error)
+                _end_all(group, error)
+            except Exception:  # top of a thread: hosts keep what was not acknowledged
+                log.exception("commit failed; each host by itself now")
+                self._commit_apart(group)
+
+    def _commit_apart(self, group: Sequence[_Arrival]) -> None:
+        """Commit a group that failed host by host: what one of them sent stops no other."""
+        for stream in {arrival.stream: None for arrival in group}:
+            own = [arrival for arrival in group if arrival.stream is stream]
+            try:
+                self._commit(own)
+            except Exception:  # top of a thread, as above
+                log.exception("commit of what %s sent failed", stream.peer.name)
+                _end_all(own, LinkError("unforeseen error at the replay; see its log"))
+
+    def _collect(self) -> tuple[list[_Arrival], bool]:
+        """Return the next group, and False once there will be no more."""
+        first = self._arrivals.get()
+        if first is None:
+            return [], False
+        group, size = [first], first.size
+        deadline = time.monotonic() + self._commit_s
+        while len(group) < self._commit_fragments and size < self._commit_bytes:
+            try:
+                arrival = self._arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                break
+            if arrival is None:
+                return group, False
+            group.append(arrival)
+            size += arrival.size
+        return group, True
+
+    def _commit(self, group: Sequence[_Arrival]) -> None:
+        # What a stream brought after it was cut off may come again on the next one: not stored
+        # here, so that the order within an epoch never depends on two streams.
+        group = [arrival for arrival in group if not arrival.stream.ended]
+        started = time.monotonic()
+        refused = self._store(group)
+        gaps = 0
+        for stream in {arrival.stream: None for arrival in group}:
+            own = [arrival for arrival in group if arrival.stream is stream]
+            gaps += self._acknowledge(stream, own, refused)
+        with self._lock:
+            self._figures["commits"] += bool(group)
+            self._figures["fragments"] += len(group)
+            self._figures["bytes"] += sum(arrival.size for arrival in group)
+            self._figures["refused"] += len(refused)
+            self._figures["gaps"] += gaps
+            self._figures["commit_ms"] = (time.monotonic() - started) * 1000
+
+    def _store(self, group: Sequence[_Arrival]) -> list[Refused]:
+        """Store a group in order; return what was refused."""
+        refused: list[Refused] = []
+        pending: list[Fragment] = []
+        for arrival in group:
+            if isinstance(arrival.content, Fragment):
+                pending.append(arrival.content)
+                continue
+            # It was not even decoded. What came before it must be stored before it is skipped.
+            if pending:
+                refused += self._ingest.append(pending)
+                pending = []
+            self._ingest.skip(arrival.content)
+            refused.append(arrival.content)
+        if pending:
+            refused += self._ingest.append(pending)
+        return refused
+
+    def _acknowledge(
+        self, stream: "_Stream", group: Sequence[_Arrival], refused: Sequence[Refused]
+    ) -> int:
+        """Answer one stream's part of a group; return the number of its sources with gaps."""
+        newest: dict[tuple[str, int], int] = {}
+        for producer, epoch, sequence in (arrival.key for arrival in group):
+            newest[producer, epoch] = sequence
+        nexts = [self._next(*source) for source in newest]
+        gaps = [
+            answer
+            for answer, sequence in zip(nexts, newest.values(), strict=True)
+            if answer.next <= sequence
+        ]
+        keys = {arrival.key for arrival in group}
+        refusals = [_refusal(r) for r in refused if (r.producer, r.epoch, r.sequence) in keys]
+        ack = pb.Ack(next=nexts, credit=self._credit, refusals=refusals, gaps=gaps)
+        stream.answer(pb.ReplayMessage(ack=ack), len(group))
+        return len(gaps)
+
+
+class _Stream:
+    """One host's stream: what is to be sent to it, and how much of its credit is used."""
+
+    def __init__(self, peer: Peer, credit: int):
+        self.peer = peer
+        self.ended = False
+        self._credit = threading.Semaphore(credit)
+        self._outgoing: SimpleQueue[pb.ReplayMessage | UserSystemError | None] = SimpleQueue()
+
+    def acquire(self) -> bool:
+        """Wait until one more fragment may be unanswered; False: the stream is over."""
+        self._credit.acquire()
+        return not self.ended
+
+    def answer(self, message: pb.ReplayMessage, count: int) -> None:
+        """Send an answer to ``count`` fragments."""
+        self._outgoing.put(message)
+        self._credit.release(count)
+
+    def end(self, error: UserSystemError | None) -> None:
+        """End the stream, with an error or in order; only the first call counts."""
+        if self.ended:
+            return
+        self.ended = True
+        self._outgoing.put(error)
+        self._credit.release()
+
+    def outgoing(self) -> Iterator[pb.ReplayMessage]:
+        """Yield answers until the stream ends."""
+        while (message := self._outgoing.get()) is not None:
+            if isinstance(message, UserSystemError):
+                raise message
+            yield message
+
+
+def _arrival(stream: _Stream, message: pb.HostMessage) -> _Arrival:
+    """Decode one message.
+
+    Raises:
+        SpecError: it is no fragment at all, so that nothing could be refused by name.
+    """
+    if message.HasField("lost") and message.lost.source.producer:
+        return _Arrival(stream, _lost(message.lost), message.ByteSize())
+    if not message.HasField("fragment") or not message.fragment.header.source.producer:
+        raise SpecError(
+            "after Hello only fragments are expected", got=message.WhichOneof("message")
+        )
+    size = message.ByteSize()
+    try:
+        return _Arrival(stream, wire.fragment_from_proto(message.fragment), size)
+    except UserSystemError as error:
+        header = message.fragment.header
+        source = header.source
+        log.warning("refused fragment %d of %s: %s", header.sequence, source.producer, error)
+        refused = Refused(source.producer, source.epoch, header.sequence, str(error))
+        return _Arrival(stream, refused, size)
+
+
+def _lost(message: pb.Lost) -> Refused:
+    source = message.source
+    log.error(
+        "fragment %d of %s/%d was lost on its host: %s",
+        *(message.sequence, source.producer, source.epoch, message.reason),
+    )
+    reason = f"lost on its host: {message.reason[:2000]}"
+    return Refused(source.producer, source.epoch, message.sequence, reason)
+
+
+def _refusal(refused: Refused) -> pb.Refusal:
+    source = pb.Source(producer=refused.producer, epoch=refused.epoch)
+    return pb.Refusal(source=source, sequence=refused.sequence, reason=refused.reason[:2000])
+
+
+def _end_all(group: Sequence[_Arrival], error: UserSystemError) -> None:
+    for arrival in group:
+        arrival.stream.end(error)

@@ -1,0 +1,209 @@
+from comms.pb import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class HostMessage(_message.Message):
+    __slots__ = ("hello", "fragment", "lost")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    fragment: Fragment
+    lost: Lost
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
+
+class Lost(_message.Message):
+    __slots__ = ("source", "sequence", "reason")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    source: Source
+    sequence: int
+    reason: str
+    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReplayMessage(_message.Message):
+    __slots__ = ("welcome", "ack")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    ack: Ack
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("producer", "epoch")
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    producer: str
+    epoch: int
+    def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("host", "sources")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("next", "credit", "refusals")
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    next: _containers.RepeatedCompositeFieldContainer[Next]
+    credit: int
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
+    def __init__(self, next: _Optional[_Iterable[_Union[Next, _Mapping]]] = ..., credit: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ...) -> None: ...
+
+class Next(_message.Message):
+    __slots__ = ("source", "next")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    source: Source
+    next: int
+    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., next: _Optional[int] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("next", "credit", "refusals", "gaps")
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    next: _containers.RepeatedCompositeFieldContainer[Next]
+    credit: int
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
+    gaps: _containers.RepeatedCompositeFieldContainer[Next]
+    def __init__(self, next: _Optional[_Iterable[_Union[Next, _Mapping]]] = ..., credit: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., gaps: _Optional[_Iterable[_Union[Next, _Mapping]]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("source", "sequence", "reason")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    source: Source
+    sequence: int
+    reason: str
+    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Fragment(_message.Message):
+    __slots__ = ("header", "observation", "columns", "extras", "streams", "images")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    EXTRAS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    observation: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
+    columns: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
+    extras: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
+    streams: _containers.RepeatedCompositeFieldContainer[Stream]
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., observation: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., columns: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., extras: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("source", "sequence", "run", "task", "episode", "start", "purpose", "schema", "robot", "embodiment", "boot", "wall_ns", "wall_bound_ns", "names", "success", "void_from")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    ROBOT_FIELD_NUMBER: _ClassVar[int]
+    EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    WALL_NS_FIELD_NUMBER: _ClassVar[int]
+    WALL_BOUND_NS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    VOID_FROM_FIELD_NUMBER: _ClassVar[int]
+    source: Source
+    sequence: int
+    run: str
+    task: str
+    episode: str
+    start: int
+    purpose: _types_pb2.Purpose
+    schema: str
+    robot: str
+    embodiment: str
+    boot: str
+    wall_ns: int
+    wall_bound_ns: int
+    names: _containers.RepeatedScalarFieldContainer[str]
+    success: bool
+    void_from: int
+    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., run: _Optional[str] = ..., task: _Optional[str] = ..., episode: _Optional[str] = ..., start: _Optional[int] = ..., purpose: _Optional[_Union[_types_pb2.Purpose, str]] = ..., schema: _Optional[str] = ..., robot: _Optional[str] = ..., embodiment: _Optional[str] = ..., boot: _Optional[str] = ..., wall_ns: _Optional[int] = ..., wall_bound_ns: _Optional[int] = ..., names: _Optional[_Iterable[str]] = ..., success: _Optional[bool] = ..., void_from: _Optional[int] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("camera", "row", "height", "width", "channels", "codec", "data", "checksum")
+    CAMERA_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    camera: str
+    row: int
+    height: int
+    width: int
+    channels: int
+    codec: str
+    data: bytes
+    checksum: int
+    def __init__(self, camera: _Optional[str] = ..., row: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class Stream(_message.Message):
+    __slots__ = ("name", "stamps", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    stamps: _types_pb2.Array
+    values: _types_pb2.Array
+    def __init__(self, name: _Optional[str] = ..., stamps: _Optional[_Union[_types_pb2.Array, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Array, _Mapping]] = ...) -> None: ...
+
+class LabelRequest(_message.Message):
+    __slots__ = ("episode", "name", "version", "success", "values")
+    EPISODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    episode: str
+    name: str
+    version: str
+    success: bool
+    values: _types_pb2.Array
+    def __init__(self, episode: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., success: _Optional[bool] = ..., values: _Optional[_Union[_types_pb2.Array, _Mapping]] = ...) -> None: ...
+
+class LabelReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsReply(_message.Message):
+    __slots__ = ("values",)
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, values: _Optional[_Mapping[str, float]] = ...) -> None: ...

@@ -1,0 +1,119 @@
+"""Listening for gRPC: mutual TLS always, the role table before every method, limits everywhere."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol
+
+import grpc
+
+from comms.credentials import AllowList, Credentials
+from comms.security import Gatekeeper, server_credentials
+from comms.tunnel import CHANNEL_OPTIONS
+from user_system.core.errors import MissingError
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    # Without this two processes could share a port, and a port in use would go unnoticed.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class Service(Protocol):
+    """A gRPC service that can be put on a server."""
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the methods to ``server``."""
+
+    def start(self) -> None:
+        """Start what the service needs."""
+
+    def close(self) -> None:
+        """End streams and threads of the service; idempotent."""
+
+    def stats(self) -> dict[str, float]:
+        """Return counters and gauges."""
+
+
+class Server:
+    """A running listener; ends with ``stop`` or its ``with`` block."""
+
+    def __init__(
+        self, server: grpc.Server, services: Sequence[Service], gate: Gatekeeper, port: int
+    ):
+        self._server = server
+        self._services = services
+        self._gate = gate
+        self.port = port
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self, grace_s: float = 1.0) -> None:
+        """Refuse new calls, end the streams, give calls in progress ``grace_s`` seconds."""
+        stopped = self._server.stop(grace_s)
+        for service in self._services:
+            service.close()
+        stopped.wait()
+
+    def stats(self) -> dict[str, float]:
+        """Return the counters of the gatekeeper and of all services."""
+        merged = self._gate.stats()
+        for service in self._services:
+            merged |= service.stats()
+        return merged
+
+
+def serve(
+    services: Sequence[Service],
+    *,
+    credentials: Credentials,
+    allow: AllowList,
+    address: str = "127.0.0.1:0",
+    workers: int = 64,
+) -> Server:
+    """Start to listen.
+
+    Args:
+        services: what to serve.
+        credentials: of this process, role ``service``.
+        allow: who is enrolled.
+        address: ``host:port``; port 0 takes a free one, see ``Server.port``.
+        workers: calls at once; a stream counts as one for as long as it lives. One more is
+            refused with RESOURCE_EXHAUSTED instead of waiting unheard.
+
+    Raises:
+        MissingError: the address is in use or not of this host.
+    """
+    gate = Gatekeeper(allow)
+    server = grpc.server(
+        ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+        interceptors=[gate],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=workers,
+    )
+    for service in services:
+        service.register(server)
+    try:
+        port = server.add_secure_port(address, server_credentials(credentials))
+    except RuntimeError as error:
+        raise MissingError(
+            f"cannot listen on {address}", got=error, todo="Is the port in use? Choose another."
+        ) from error
+    for service in services:
+        service.start()
+    server.start()
+    return Server(server, services, gate, port)
