@@ -1,0 +1,79 @@
+"""Arrays that grow at the end and stay contiguous, so that a draw is one ``np.take`` per field."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from user_system.core.types import Array
+
+
+class Column:
+    """A growing array ``[N, *tail]``; the space doubles, so that appending stays cheap."""
+
+    def __init__(self, dtype: DTypeLike, tail: tuple[int, ...] = ()):
+        self._space: Array = np.empty((256, *tail), dtype)
+        self._size = 0
+
+    def extend(self, values: Array) -> None:
+        """Append ``values`` ``[n, *tail]``."""
+        end = self._reserve(len(values))
+        self._space[self._size : end] = values
+        self._size = end
+
+    def repeat(self, value: Any, n: int) -> None:
+        """Append ``n`` times the same."""
+        end = self._reserve(n)
+        self._space[self._size : end] = value
+        self._size = end
+
+    def cut(self, size: int) -> None:
+        """Forget everything from ``size`` on."""
+        self._size = min(self._size, size)
+
+    @property
+    def data(self) -> Array:
+        """The values, as a view that lasts until the next ``extend``."""
+        return self._space[: self._size]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken."""
+        return self._space.nbytes
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _reserve(self, n: int) -> int:
+        end = self._size + n
+        if end > len(self._space):
+            grown = np.empty((max(end, 2 * len(self._space)), *self._space.shape[1:]), self.dtype)
+            grown[: self._size] = self._space[: self._size]
+            self._space = grown
+        return end
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of the values."""
+        return self._space.dtype
+
+
+class Names:
+    """Strings as small numbers, in the order in which they were first seen."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    def code(self, name: str) -> int:
+        """Return the number of ``name``, a new one if it was not seen before."""
+        return self._codes.setdefault(name, len(self._codes))
+
+    def find(self, names: "tuple[str, ...]") -> list[int]:
+        """Return the numbers of those of ``names`` that were seen."""
+        return [self._codes[name] for name in names if name in self._codes]
+
+    def __iter__(self) -> Any:
+        return iter(self._codes)
+
+    def __len__(self) -> int:
+        return len(self._codes)

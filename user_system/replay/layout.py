@@ -1,0 +1,194 @@
+"""What an LMDB directory of ours looks like from outside, checked before LMDB maps a byte of it.
+
+LMDB trusts its file: a page that is not there is a SIGBUS, a wrong version undefined. So the size
+and the two meta pages are read with plain I/O first, and a manifest beside them says what is in it.
+
+    ../NAME.made    beside the directory: it was made once, so it is never made anew unasked
+    manifest.json   kind, format version of our records, major version of LMDB's file format
+    data.mdb        LMDB's pages
+    lock.mdb        LMDB's reader table; worth nothing once nobody has it open
+    writer.lock     held (flock) by the one process that writes
+"""
+
+import errno
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from user_system.core.errors import DamageError, StoreError
+
+FORMAT = 1
+"""Version of our records; a store of another one is refused, never guessed at."""
+
+LMDB_FORMAT = "0.9"
+"""LMDB 1.0 files are not readable by 0.9 and the other way round."""
+
+MANIFEST, DATA = "manifest.json", "data.mdb"
+
+_MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
+_PAGE_HEADER = 16
+_META = struct.Struct("<II8xQI")  # magic, version, (address), map size, page size
+_META_TAIL = struct.Struct("<QQ")  # last page used, transaction id
+_TAIL_OFFSET = _PAGE_HEADER + 120
+
+
+def verify_hint(path: Path) -> str:
+    """Return the sentence that every report of damage ends with."""
+    return (
+        f"Run `python -m user_system.replay.verify {path}` to see what is damaged; with "
+        "`--quarantine` it moves the directory aside, so that a new one can be made."
+    )
+
+
+def write_manifest(path: Path, kind: str) -> None:
+    """Write the manifest of a new directory: whole or not at all."""
+    text = json.dumps({"kind": kind, "format": FORMAT, "lmdb": LMDB_FORMAT}, indent=1) + "\n"
+    temporary = path / (MANIFEST + ".new")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path / MANIFEST)
+    sync_directory(path)
+
+
+def made_mark(path: Path) -> Path:
+    """Return the file beside a directory that says: there was one, so never start empty."""
+    return path.with_name(f"{path.name}.made")
+
+
+def remember_made(path: Path) -> None:
+    """Leave the mark, so that a directory that goes missing is noticed instead of made anew."""
+    mark = made_mark(path)
+    if not mark.exists():
+        mark.touch(mode=0o600)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def lock_writer(path: Path) -> int:
+    """Return a file handle that makes this process the only writer until it is closed.
+
+    Raises:
+        StoreError: another process is.
+    """
+    handle = os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise StoreError(
+            f"another process writes to {path}",
+            allowed="one writer",
+            todo="Stop it, or open this one read-only.",
+        ) from error
+    return handle
+
+
+@contextmanager
+def writer_lock(path: Path) -> Iterator[None]:
+    """Be the only writer for a while."""
+    handle = lock_writer(path)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def kind(path: Path) -> str:
+    """Return what a directory says it holds."""
+    return str(_read_manifest(path).get("kind"))
+
+
+def check_manifest(path: Path, kind: str) -> None:
+    """Refuse a directory that is not of this kind and format.
+
+    Raises:
+        StoreError: there is none, or one that this version cannot read.
+        DamageError: its manifest is not readable.
+    """
+    manifest = _read_manifest(path)
+    found = {key: manifest.get(key) for key in ("kind", "format", "lmdb")}
+    wanted = {"kind": kind, "format": FORMAT, "lmdb": LMDB_FORMAT}
+    if found != wanted:
+        raise StoreError(
+            f"{path} was written in a format that this version does not read",
+            got=found,
+            allowed=wanted,
+            todo="Open it with the version of user-system that wrote it.",
+        )
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"there is no store in {path}: {MANIFEST} is missing",
+            todo="Check the path; a new store is made only when that is asked for.",
+        ) from error
+    except ValueError as error:
+        raise DamageError(
+            f"{path / MANIFEST} is not readable", got=error, todo=verify_hint(path)
+        ) from error
+    if not isinstance(manifest, dict):
+        raise DamageError(f"{path / MANIFEST} is not readable", todo=verify_hint(path))
+    return manifest
+
+
+def missing_pages(path: Path) -> int:
+    """Return how many pages the file lacks that its newest meta page counts on.
+
+    A few may be missing in a sound file: pages taken and given back within one transaction at the
+    end of the file are never written. Whether they matter is for ``verify`` to find out, in a
+    process that may die of it.
+
+    Raises:
+        DamageError: neither meta page is one; LMDB could not open this.
+    """
+    file = path / DATA
+    try:
+        with file.open("rb") as handle:
+            first = _read_meta(handle.read(_TAIL_OFFSET + _META_TAIL.size))
+            # Both metas name the page size; where the first is lost, 4096 is the usual one.
+            handle.seek(first["page"] if first else 4096)
+            second = _read_meta(handle.read(_TAIL_OFFSET + _META_TAIL.size))
+            size = os.fstat(handle.fileno()).st_size
+    except FileNotFoundError as error:
+        raise DamageError(f"{file} is missing", todo=verify_hint(path)) from error
+    metas = [meta for meta in (first, second) if meta]
+    if len(metas) < 2:
+        raise DamageError(
+            f"{file} has lost its meta pages",
+            got=f"{len(metas)} of 2 readable, {size} bytes",
+            todo=verify_hint(path),
+        )
+    newest = max(metas, key=lambda meta: meta["transaction"])
+    return max(0, int(newest["last"]) + 1 - size // int(newest["page"]))
+
+
+def _read_meta(page: bytes) -> dict[str, int] | None:
+    if len(page) < _TAIL_OFFSET + _META_TAIL.size:
+        return None
+    magic, version, _, page_size = _META.unpack_from(page, _PAGE_HEADER)
+    last, transaction = _META_TAIL.unpack_from(page, _TAIL_OFFSET)
+    if magic != _MAGIC or version != _DATA_VERSION:
+        return None
+    if not 512 <= page_size <= 65536 or page_size & (page_size - 1):
+        return None
+    return {"page": page_size, "last": last, "transaction": transaction}

@@ -1,0 +1,76 @@
+"""Looking at a suspicious file in a process that may die of it.
+
+A page that a truncated file lacks is a SIGBUS to whoever touches it, and some damaged pages make
+LMDB abort. So a child walks and checks everything (``verify``), and what killed it is a finding.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from user_system.core.errors import DamageError, StoreError
+from user_system.replay import layout
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a full pass over a directory found."""
+
+    records: int = 0
+    images: int = 0
+    size: int = 0
+    """Bytes looked at."""
+    damaged: tuple[str, ...] = ()
+    """What is damaged, one line each; empty: every checksum is right."""
+
+    def json(self) -> str:
+        """Return what ``parse`` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> "Findings":
+        """Return the findings in ``text``."""
+        values = json.loads(text)
+        return cls(**{**values, "damaged": tuple(values["damaged"])})
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is what was written."""
+        return not self.damaged
+
+
+def run(path: Path | str, *, timeout_s: float = 3600.0) -> Findings:
+    """Check every record and image of a directory in a child process.
+
+    Raises:
+        StoreError: the child could not do its work (not: it died of the file).
+    """
+    command = [sys.executable, "-P", "-m", "user_system.replay.verify", "--child", str(path)]
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise StoreError(f"checking {path} took longer than {timeout_s:g} s") from error
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        return Findings(damaged=(f"reading {layout.DATA} ended in {name}: pages are missing",))
+    if child.returncode != 0:
+        raise StoreError(f"checking {path} failed", got=child.stderr.decode()[-2000:].strip())
+    return Findings.parse(child.stdout)
+
+
+def require_readable(path: Path, missing: int) -> None:
+    """Let a file that lacks ``missing`` pages pass only where a child read all of it.
+
+    Raises:
+        DamageError: it is damaged; says what, and which command helps.
+    """
+    findings = run(path)
+    if not findings.ok:
+        raise DamageError(
+            f"{path / layout.DATA} is damaged: {missing} pages are missing",
+            got="; ".join(findings.damaged[:5]),
+            todo=layout.verify_hint(path),
+        )

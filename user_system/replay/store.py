@@ -1,0 +1,352 @@
+r"""The writer: fragments in, exactly once, on disk before the call returns.
+
+Tables::
+
+    log       offset                     -> record: the fragment without its images, checksummed
+    images    offset camera group        -> images of a camera (see ``images``)
+    next      producer \0 epoch          -> the sequence expected; written with the data it counts
+    refused   producer \0 epoch sequence -> why; so that a repeated one gets the same answer
+    labels    number                     -> one late label, checksummed
+    versions  hash of episode, name, version -> hash of what it says, so that a repeat is no news
+    schemas   schema id                  -> shapes of its rows
+    meta      "offset", "label"          -> the next number of ``log`` and ``labels``
+
+Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
+a label, a verdict are later entries that readers apply.
+"""
+
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from user_system.codec import arrays, fragments
+from user_system.codec import images as image_codecs
+from user_system.core.errors import ConfigError, SpecError
+from user_system.core.ports import Refused
+from user_system.core.types import Array, Fragment
+from user_system.replay import images
+from user_system.replay.env import Env, Txn
+from user_system.replay.schema import Schema
+
+KIND = "replay"
+TABLES = ("log", "images", "next", "refused", "labels", "versions", "schemas", "meta")
+RESERVED = frozenset(fragments.COLUMNS) - {"reward"}
+"""Columns that no label may be called."""
+
+_U64 = struct.Struct(">Q")
+_MAX_NAME = 255
+_MAX_STEPS = 1 << 16
+
+
+def reader(path: Path | str) -> Env:
+    """Return an unopened read-only environment on a store, for whatever process of its host."""
+    return Env(path, KIND, TABLES, readonly=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A fragment encoded outside the transaction, or the reason why it will never be."""
+
+    fragment: Fragment
+    source: bytes
+    """Key of (producer, epoch); empty where they fit none."""
+    refusal: str = ""
+    schema: Schema | None = None
+    record: bytes = b""
+    images: Sequence[tuple[int, int, bytes]] = ()
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one transaction did."""
+
+    refused: list[Refused] = field(default_factory=list)
+    fragments: int = 0
+    steps: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of each."""
+        return {
+            "appended_fragments": self.fragments,
+            "appended_steps": self.steps,
+            "duplicates": self.duplicates,
+            "gaps": self.gaps,
+            "refused": len(self.refused),
+        }
+
+
+_TOTALS = (*_Outcome().counts(), "skipped", "appended_labels")
+
+
+class Store:
+    """The replay buffer's only writer; implements ``core.ports.Ingest``. Thread-safe.
+
+    Args:
+        path: its directory.
+        codecs: image field -> codec; ``raw`` where not named.
+
+    Example::
+
+        with Store(run / "replay").open(create=True) as store:
+            refused = store.append(fragments)
+    """
+
+    def __init__(self, path: Path | str, *, codecs: Mapping[str, image_codecs.Codec] | None = None):
+        self.env = Env(path, KIND, TABLES)
+        self._codecs = dict(codecs or {})
+        if unknown := set(self._codecs.values()) - set(image_codecs.CODECS):
+            raise ConfigError(
+                "unknown image codec", got=sorted(unknown), allowed=", ".join(image_codecs.CODECS)
+            )
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+
+    def open(self, *, create: bool = False) -> "Store":
+        """Open it; ``create`` makes it where there is none. Never starts empty by itself.
+
+        Raises:
+            StoreError: not there, of another format, or another process writes it.
+            DamageError: damaged; the message says what and which command helps.
+        """
+        self.env.open(create=create)
+        return self
+
+    def close(self) -> None:
+        """Let go of the directory; safe to repeat."""
+        self.env.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def expected(self, producer: str, epoch: int) -> int:
+        """Return the next sequence wanted; everything below it is on disk."""
+        with self.env.read() as txn:
+            return self._expected(txn, _source(producer, epoch))
+
+    def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
+        ready = [self._prepare(fragment) for fragment in fragments]
+        outcome = self.env.write(lambda txn: self._append(txn, ready))
+        with self._lock:
+            self._totals.update(outcome.counts())
+        return outcome.refused
+
+    def skip(self, refused: Refused) -> None:
+        """Move ``expected`` past a fragment that never comes; see ``core.ports.Ingest.skip``."""
+        source = _source(refused.producer, refused.epoch)
+
+        def work(txn: Txn) -> bool:
+            due = self._expected(txn, source) == refused.sequence
+            if due:
+                self._refuse(txn, source, refused)
+            return due
+
+        skipped = self.env.write(work)
+        with self._lock:
+            self._totals["skipped"] += skipped
+
+    def refused(self, producer: str, epoch: int, start: int) -> Sequence[Refused]:
+        """Return what was refused or skipped of a source from sequence ``start`` on."""
+        source, found = _source(producer, epoch), []
+        with self.env.read() as txn:
+            cursor = txn.cursor(self.env.table("refused"))
+            there = cursor.set_range(source + _U64.pack(start))
+            while there and (key := bytes(cursor.key())).startswith(source):
+                sequence = _U64.unpack(key[-_U64.size :])[0]
+                found.append(Refused(producer, epoch, sequence, bytes(cursor.value()).decode()))
+                there = cursor.next()
+        return found
+
+    def label(
+        self, episode: str, name: str, version: str, success: bool | None, values: Array | None
+    ) -> None:
+        """Write a late label as a new version; a repeat of the newest one is no news.
+
+        Args:
+            episode: id of the episode; it may arrive later than its label.
+            name: ``success``, ``reward``, or the name of a further per-step column.
+            version: of whoever says so.
+            success: for ``success``: the verdict; None: not known after all.
+            values: for the others: float ``[T]``, from the episode's first step on.
+
+        Raises:
+            SpecError: neither of these.
+        """
+        blocks = _label_blocks(name, values)
+        meta = {"episode": episode, "name": name, "version": version, "success": success}
+        record = arrays.pack(meta, blocks)
+        of = xxhash.xxh3_128_digest("\0".join((episode, name, version)).encode())
+        says = xxhash.xxh3_128_digest(record)
+
+        def work(txn: Txn) -> bool:
+            if txn.get(of, db=self.env.table("versions")) == says:
+                return False
+            number = self._count(txn, b"label")
+            txn.put(_U64.pack(number), record, db=self.env.table("labels"), append=True)
+            txn.put(of, says, db=self.env.table("versions"))
+            return True
+
+        written = self.env.write(work)
+        with self._lock:
+            self._totals["appended_labels"] += written
+
+    def stats(self) -> Mapping[str, float]:
+        """Return what is stored, what was done since opening, and how the file is."""
+        with self.env.read() as txn:
+            stored = {n: self._peek(txn, n.encode()) for n in ("offset", "label")}
+        return {
+            "fragments": float(stored["offset"]),
+            "labels": float(stored["label"]),
+            **{name: float(self._totals[name]) for name in _TOTALS},
+            **self.env.stats(),
+        }
+
+    # --- inside a transaction --------------------------------------------------------------------
+
+    def _append(self, txn: Txn, ready: Sequence[_Ready]) -> _Outcome:
+        """Take what is next of each source. Runs again where the map had to grow: no state."""
+        outcome = _Outcome()
+        for item in ready:
+            header, source = item.fragment.header, item.source
+            if not source:
+                outcome.refused.append(_refused(item.fragment, item.refusal))
+                continue
+            expected = self._expected(txn, source)
+            if header.sequence < expected:
+                self._repeat(txn, source, item.fragment, outcome)
+            elif header.sequence > expected:
+                outcome.gaps += 1
+            elif reason := item.refusal or self._unlike(txn, item):
+                refused = _refused(item.fragment, reason)
+                self._refuse(txn, source, refused)
+                outcome.refused.append(refused)
+            else:
+                self._put(txn, source, item)
+                outcome.fragments += 1
+                outcome.steps += len(item.fragment)
+        return outcome
+
+    def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
+        """Answer a sequence that was dealt with before as it was answered then."""
+        key = source + _U64.pack(fragment.header.sequence)
+        why = txn.get(key, db=self.env.table("refused"))
+        if why is None:
+            outcome.duplicates += 1
+        else:
+            outcome.refused.append(_refused(fragment, bytes(why).decode()))
+
+    def _refuse(self, txn: Txn, source: bytes, refused: Refused) -> None:
+        key = source + _U64.pack(refused.sequence)
+        txn.put(key, refused.reason.encode(), db=self.env.table("refused"))
+        txn.put(source, _U64.pack(refused.sequence + 1), db=self.env.table("next"))
+
+    def _unlike(self, txn: Txn, item: _Ready) -> str:
+        """Return how a fragment differs from the others of its schema; the first one defines it."""
+        schema = item.schema
+        if schema is None:
+            raise SpecError("a fragment was neither prepared nor refused")
+        key, table = schema.id.encode(), self.env.table("schemas")
+        stored = txn.get(key, db=table)
+        if stored is None:
+            txn.put(key, schema.text(), db=table)
+            return ""
+        try:
+            Schema.parse(key, bytes(stored)).require(schema)
+        except SpecError as error:
+            return str(error)
+        return ""
+
+    def _put(self, txn: Txn, source: bytes, item: _Ready) -> None:
+        offset = self._count(txn, b"offset")
+        txn.put(_U64.pack(offset), item.record, db=self.env.table("log"), append=True)
+        for camera, group, value in item.images:
+            key = images.key(offset, camera, group)
+            txn.put(key, value, db=self.env.table("images"), append=True)
+        following = _U64.pack(item.fragment.header.sequence + 1)
+        txn.put(source, following, db=self.env.table("next"))
+
+    def _expected(self, txn: Txn, source: bytes) -> int:
+        stored = txn.get(source, db=self.env.table("next"))
+        return 0 if stored is None else int(_U64.unpack(stored)[0])
+
+    def _peek(self, txn: Txn, name: bytes) -> int:
+        stored = txn.get(name, db=self.env.table("meta"))
+        return 0 if stored is None else int(_U64.unpack(stored)[0])
+
+    def _count(self, txn: Txn, name: bytes) -> int:
+        number = self._peek(txn, name)
+        txn.put(name, _U64.pack(number + 1), db=self.env.table("meta"))
+        return number
+
+    # --- before it -------------------------------------------------------------------------------
+
+    def _prepare(self, fragment: Fragment) -> _Ready:
+        source = b""
+        try:
+            source = _source(fragment.header.producer, fragment.header.epoch)
+            fragments.check(fragment)
+            _check_size(fragment)
+            schema = Schema.of(fragment)
+            low = {name: fragment.observation[name] for name in schema.fields}
+            record = fragments.encode(replace(fragment, observation=low))
+            pixels = list(images.values(fragment, schema, self._codecs))
+        except SpecError as error:
+            return _Ready(fragment, source, str(error))
+        return _Ready(fragment, source, "", schema, record, pixels)
+
+
+def _refused(fragment: Fragment, reason: str) -> Refused:
+    header = fragment.header
+    return Refused(header.producer, header.epoch, header.sequence, reason)
+
+
+def _source(producer: str, epoch: int) -> bytes:
+    name = producer.encode()
+    if len(name) > _MAX_NAME or b"\0" in name or not 0 <= epoch < 1 << 64:
+        raise SpecError(
+            "not a source", got=(producer[:80], epoch), allowed=f"a name of <= {_MAX_NAME} bytes"
+        )
+    return name + b"\0" + _U64.pack(epoch)
+
+
+def _check_size(fragment: Fragment) -> None:
+    """Refuse what fits no key, and what an index could not number."""
+    header = fragment.header
+    if len(header.schema.encode()) > _MAX_NAME:
+        raise SpecError("schema id is too long", got=header.schema[:80], allowed=_MAX_NAME)
+    if len(fragment) >= _MAX_STEPS or header.start + len(fragment) >= 1 << 31:
+        raise SpecError("fragment is too long", got=len(fragment), allowed=f"< {_MAX_STEPS} steps")
+
+
+def _label_blocks(name: str, values: Array | None) -> dict[str, Array]:
+    if name == "success":
+        if values is not None:
+            raise SpecError("a success label has no values", got=values.shape, allowed="None")
+        return {}
+    if name in RESERVED:
+        raise SpecError("label would hide a recorded column", got=name, allowed="another name")
+    if not name or values is None or values.ndim != 1 or values.dtype.kind not in "fiu":
+        got = None if values is None else (values.dtype, values.shape)
+        raise SpecError(f"label {name!r}", got=got, allowed="numbers [T], one per step")
+    return {"values": values.astype(np.float32)}
+
+
+def log_entries(txn: Txn, env: Env, table: str, start: int) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of ``log`` or ``labels`` from ``start`` on, in order."""
+    cursor = txn.cursor(env.table(table))
+    there = cursor.set_range(_U64.pack(start))
+    while there:
+        yield _U64.unpack(cursor.key())[0], cursor.value()
+        there = cursor.next()

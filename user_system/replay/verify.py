@@ -1,0 +1,199 @@
+"""Checking every byte of a store or spool, and setting a damaged one aside.
+
+    python -m user_system.replay.verify DIRECTORY [--quarantine]
+
+The pass runs in a child process (``probe``), because touching a page that is not there kills; it
+may run while the directory is written. Quarantine renames: it never deletes, and makes no new one.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from user_system.codec import arrays, fragments
+from user_system.core.errors import DamageError, StoreError, UserSystemError
+from user_system.replay import images, layout, probe, queue, store
+from user_system.replay.env import Env
+from user_system.replay.schema import Schema
+
+log = logging.getLogger(__name__)
+
+_BATCH = 256
+"""Entries per transaction, so that a pass over a live store does not pin its pages."""
+
+_RECORDS = ("log", "items")
+"""Tables whose entries are called records."""
+
+Check = Callable[[bytes, Any], int]
+"""Raises DamageError, or returns how many images a value holds."""
+
+
+def verify(path: Path | str) -> probe.Findings:
+    """Check every record and image of a directory, in a child process.
+
+    Raises:
+        StoreError: there is nothing to check, or the child could not work.
+    """
+    return probe.run(path)
+
+
+def quarantine(path: Path | str) -> Path:
+    """Rename a directory to ``<name>.corrupt-<UTC time>`` and return the new path.
+
+    Raises:
+        StoreError: somebody writes to it.
+    """
+    path = Path(path)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    target = path.with_name(f"{path.name}.corrupt-{stamp}")
+    with layout.writer_lock(path):
+        if target.exists():
+            raise StoreError(f"{target} is there already", todo="Try again in a second.")
+        path.rename(target)
+        layout.made_mark(path).unlink(missing_ok=True)  # a new one is what is asked for
+        layout.sync_directory(path.parent)
+    log.warning("%s was moved to %s", path, target)
+    return target
+
+
+def inspect(path: Path) -> probe.Findings:
+    """Check every entry in this process, which may die of it."""
+    kind = layout.kind(path)
+    if kind not in _KINDS:
+        raise StoreError(f"{path} is of an unknown kind", got=kind, allowed=", ".join(_KINDS))
+    tables, checks = _KINDS[kind]
+    layout.missing_pages(path)
+    records = pictures = size = 0
+    damaged: list[str] = []
+    env = Env(path, kind, tables, readonly=True, careful=False).open()
+    try:
+        for table, check in checks.items():
+            for key, value in _entries(env, table):
+                size += len(value)
+                try:
+                    found = check(key, value)
+                    records, pictures = records + (table in _RECORDS), pictures + found
+                except DamageError as error:
+                    damaged.append(f"{table} {key.hex()}: {error}")
+    except DamageError as error:
+        damaged.append(str(error))
+    finally:
+        env.close()
+    return probe.Findings(records, pictures, size, tuple(damaged))
+
+
+def _entries(env: Env, table: str) -> Iterator[tuple[bytes, Any]]:
+    """Yield every (key, value) of a table, over several short transactions."""
+    key: bytes | None = b"\0"
+    while key is not None:
+        with env.read() as txn:
+            cursor = txn.cursor(env.table(table))
+            there = cursor.set_range(key)
+            key = None
+            for count in range(_BATCH + 1):
+                if not there:
+                    break
+                if count == _BATCH:
+                    key = bytes(cursor.key())
+                    break
+                yield bytes(cursor.key()), cursor.value()
+                there = cursor.next()
+
+
+def _check_record(key: bytes, value: Any) -> int:
+    fragments.decode(value)
+    return 0
+
+
+def _check_label(key: bytes, value: Any) -> int:
+    arrays.unpack(value)
+    return 0
+
+
+def _check_images(key: bytes, value: Any) -> int:
+    group = images.Group.parse(value)
+    for i in range(len(group.starts)):
+        group.bytes(i, check=True)
+    return len(group.starts)
+
+
+def _check_schema(key: bytes, value: Any) -> int:
+    Schema.parse(key, bytes(value))
+    return 0
+
+
+def _check_item(key: bytes, value: Any) -> int:
+    if not queue.sound(value):
+        raise DamageError("spooled item is not what was written")
+    return 0
+
+
+def _check_nothing(key: bytes, value: Any) -> int:
+    return 0
+
+
+_KINDS: Mapping[str, tuple[Sequence[str], Mapping[str, Check]]] = {
+    store.KIND: (
+        store.TABLES,
+        dict.fromkeys(store.TABLES, _check_nothing)
+        | {
+            "log": _check_record,
+            "labels": _check_label,
+            "images": _check_images,
+            "schemas": _check_schema,
+        },
+    ),
+    queue.KIND: (
+        queue.TABLES,
+        dict.fromkeys(queue.TABLES, _check_nothing) | {"items": _check_item},
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 where all is sound, 1 where something is damaged."""
+    parser = argparse.ArgumentParser(prog="python -m user_system.replay.verify")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--quarantine", action="store_true", help="move it aside if damaged")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        if options.child:
+            return _child(options.directory)
+        return _report(options.directory, quarantine_it=options.quarantine)
+    except DamageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except UserSystemError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _child(path: Path) -> int:
+    try:
+        findings = inspect(path)
+    except DamageError as error:
+        findings = probe.Findings(damaged=(error.what,))
+    print(findings.json())
+    return 0
+
+
+def _report(path: Path, *, quarantine_it: bool) -> int:
+    findings = verify(path)
+    print(
+        f"{path}: {findings.records} records and {findings.images} images, "
+        f"{findings.size / 1e6:.1f} MB, {len(findings.damaged)} damaged"
+    )
+    for line in findings.damaged:
+        print(f"  {line}")
+    if not findings.ok and quarantine_it:
+        print(f"moved to {quarantine(path)}")
+    return 0 if findings.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
