@@ -1,0 +1,83 @@
+"""Which weights act on one robot: the newest known, or the one version that an evaluation pins."""
+
+import collections
+import time
+
+from user_system.edge.messages import WeightsReady
+from user_system.edge.worker_client import Loaded
+
+_REMEMBERED = 7
+"""Versions known beside the newest; no more than ``WeightClient`` keeps files of."""
+
+
+class ActingWeights:
+    """Decides what to load, and measures how old weights are when they begin to act.
+
+    Only newer versions are taken from outside, so what acts moves forward; an evaluation of a
+    pinned version is the one exception, and afterwards the newest acts again.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        """Version that acts; 0: what the policy began with."""
+        self._known: dict[int, WeightsReady] = {}
+        self._newest = 0
+        self._loading: WeightsReady | None = None
+        self._refused: dict[int, str] = {}
+        self._pinning = False
+        self._pinned_s = float("-inf")
+        """When a pin was last in force."""
+        self._ages: collections.deque[float] = collections.deque(maxlen=1000)
+
+    def found(self, ready: WeightsReady) -> None:
+        """Take note of a version that lies on this host's disk."""
+        # In the order in which they were found last: an evaluation pins an old one.
+        self._known.pop(ready.version, None)
+        self._known[ready.version] = ready
+        self._newest = max(self._newest, ready.version)
+        for version in [v for v in self._known if v != self._newest][:-_REMEMBERED]:
+            del self._known[version]
+
+    def knows(self, version: int) -> bool:
+        """Whether ``version`` lies on this host's disk; 0, the newest, need not be asked for."""
+        return version == 0 or version in self._known
+
+    def due(self, pinned: int) -> WeightsReady | None:
+        """Return what to load now; None: nothing, or a load is under way.
+
+        Args:
+            pinned: the only version wanted; 0: the newest.
+        """
+        wanted = pinned or self._newest
+        if pinned:
+            self._pinned_s = time.monotonic()
+        if self._loading or wanted == self.version or wanted in self._refused:
+            return None
+        self._pinning = bool(pinned)
+        self._loading = self._known.get(wanted)
+        return self._loading
+
+    def loaded(self, news: Loaded) -> None:
+        """Take note of what the worker made of a load."""
+        ready, self._loading = self._loading, None
+        if news.error:
+            self._refused[news.version] = news.error
+            return
+        fresh = news.version > self.version
+        self.version = news.version
+        if ready is not None and fresh and not self._pinning:
+            # While an evaluation pins another version nothing newer may act: that is no delay.
+            self._ages.append(time.monotonic() - max(ready.offered_s, self._pinned_s))
+
+    def worker_lost(self) -> None:
+        """A new worker begins with what its policy begins with."""
+        self.version, self._loading = 0, None
+
+    def stats(self) -> dict[str, float]:
+        """Return version, refusals, and the ages at which weights began to act, s."""
+        figures = {"version": float(self.version), "weights_refused": float(len(self._refused))}
+        if self._ages:
+            ages = sorted(self._ages)
+            figures["weights_age_s"] = self._ages[-1]
+            figures["weights_age_p99_s"] = ages[min(len(ages) - 1, int(0.99 * len(ages)))]
+        return figures

@@ -1,0 +1,27 @@
+"""How long a robot's session waits for whom."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How patient a session is, in wall time, and how an intervention ends."""
+
+    rate: float = 1.0
+    """Robot seconds per wall second while no person drives in real time."""
+    handback_ends: bool = False
+    """Whether handing back ends the episode (RaC's second rule) or the policy goes on in it."""
+    operator_lost_ms: float = 500.0
+    """Silence after which a driving person counts as lost; the robot rests long before that."""
+    operator_first_ms: float = 3000.0
+    """Time for the first command after a person took over."""
+    stop_again_ms: float = 100.0
+    """Time for a stop to arrive before it is said again."""
+    release_ms: float = 5000.0
+    """Time for a release to clear the robot's fault."""
+    want_ms: float = 2000.0
+    """Time between reminders that the robot is free."""
+    plugin_retry_ms: float = 1000.0
+    """Rest after a plugin's failure, before the next episode is tried."""
+    plugin_failures: int = 3
+    """Failures in a row after which a person must look."""

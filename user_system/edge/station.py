@@ -1,0 +1,587 @@
+"""One robot's parts and what the loop does with them; see ``loop.py``."""
+
+import collections
+import contextlib
+import logging
+import os
+import select
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from user_system.core.clock import MS
+from user_system.core.errors import LeaseError, LinkError, StoreError
+from user_system.core.interfaces import ResetPlan
+from user_system.core.modes import HUMAN_MODES, STOPPED_MODES, Mode
+from user_system.core.specs import RobotSpec
+from user_system.core.types import Array, End, Fragment, Purpose, Segment
+from user_system.edge import effects as do
+from user_system.edge.acting import ActingWeights
+from user_system.edge.adder import Adder, Totals
+from user_system.edge.arbiter import Arbiter, Chunks, Proposal
+from user_system.edge.driver_link import DriverLink
+from user_system.edge.messages import (
+    Answer,
+    Assignment,
+    EpisodeReport,
+    Grant,
+    OperatorCommand,
+    Request,
+    Trouble,
+    WeightsReady,
+)
+from user_system.edge.periods import Periods
+from user_system.edge.session import Session
+from user_system.edge.wire import Telemetry
+from user_system.edge.worker_client import Advice, Failure, Loaded, WorkerClient
+
+log = logging.getLogger(__name__)
+
+Heard = Grant | Assignment | Request | OperatorCommand | WeightsReady | Trouble
+"""What other threads post to a robot's loop."""
+
+
+class Outside(Protocol):
+    """Where a station's news go; called from the loop's thread, so nothing here may block."""
+
+    def want(self, robot: str) -> None:
+        """The robot is at rest and free."""
+
+    def report(self, report: EpisodeReport) -> None:
+        """An episode ended."""
+
+    def answer(self, answer: Answer) -> None:
+        """A request was dealt with."""
+
+    def need(self, robot: str, version: int) -> None:
+        """An evaluation is pinned to this version of the robot's policy."""
+
+    def state(self, station: "Station", seen: Telemetry | None) -> None:
+        """A period began; None: the driver is away."""
+
+    def preview(self, robot: str, camera: str, image: Array, wall_ns: int) -> None:
+        """A picture for people came, ``(H, W, 3)`` uint8."""
+
+
+class Putting(Protocol):
+    """The spool as the loop sees it."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no further episode should begin."""
+
+    def backlog(self, producer: str, epoch: int) -> int:
+        """Return how many fragments of this epoch the head does not have."""
+
+    def begin_epoch(self, producer: str) -> int:
+        """Open the producer's next epoch."""
+
+    def put(self, fragment: Fragment) -> None:
+        """Keep a fragment, whatever happens to this process."""
+
+
+@dataclass(frozen=True)
+class StationConfig:
+    """Periods and patience of one robot's loop, wall time unless it says otherwise."""
+
+    drive_hz: float = 200.0
+    """Rate at which a driving person's motion is passed on."""
+    hang_s: float = 1.0
+    """Silence of a worker that was asked after which it counts as hung."""
+    begin_s: float = 10.0
+    """Time for it to prepare an episode."""
+    backlog: int = 256
+    """Fragments that may wait for the head before an episode opens a new epoch."""
+    away_s: float = 2.0
+    """Time without any reading after which a driver that lives counts as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The step that begins now, as decided."""
+
+    mode: Mode
+    segment: Segment
+    index: int | None
+    """Of the episode; None where none is recorded."""
+    proposal: Proposal | None
+    operator: str
+
+
+@dataclass
+class Counters:
+    """What a station counts."""
+
+    periods: int = 0
+    overruns: int = 0
+    """Periods whose reading was waiting already: the loop was late."""
+    unplanned: int = 0
+    """Steps in which the policy should have acted and had no plan in time."""
+    judged_late: int = 0
+    """Steps whose reward came when they were spooled already: it is not known to any learner."""
+    refused_commands: int = 0
+    step_ms: float = 0.0
+    """Wall time from reading to command, moving average."""
+    put_ms: float = 0.0
+    """Wall time to make a fragment durable, moving average."""
+
+
+class Station:
+    """Everything one robot's loop works with. ``post`` may be called from any thread.
+
+    Args:
+        session: the robot's mode, lease and episode.
+        spec: of the robot.
+        driver: link to its driver.
+        worker: seat in its policy worker.
+        arbiter: who commands.
+        adder: where steps become fragments.
+        spool: where fragments are kept.
+        outside: hub and fresh lane.
+        policy: its name, for messages to people.
+        task: its name.
+        config: patience.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        spec: RobotSpec,
+        driver: DriverLink,
+        worker: WorkerClient,
+        arbiter: Arbiter,
+        adder: Adder,
+        spool: Putting,
+        outside: Outside,
+        policy: str,
+        task: str,
+        config: StationConfig | None = None,
+    ):
+        self.policy, self.task = policy, task
+        self.session, self.spec, self.driver, self.worker = session, spec, driver, worker
+        self.arbiter, self.adder, self.spool, self.outside = arbiter, adder, spool, outside
+        self.config = config or StationConfig()
+        self.counters = Counters()
+        self.periods = Periods(spec.control_hz)
+        self.chunks = Chunks()
+        self.open = True
+        self.hung = False
+        """The worker hangs and is to be killed; False again once its link is gone."""
+        self.weights = ActingWeights()
+        self.last: Telemetry | None = None
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._inbox: collections.deque[Heard] = collections.deque()
+        self._queue: collections.deque[Telemetry] = collections.deque()
+        self._unspooled: collections.deque[Fragment] = collections.deque()
+        self._advice: dict[int, Advice] = {}
+        self._previous: tuple[Telemetry, Segment] | None = None
+        self._begun: Assignment | None = None
+        self._seen_at = time.monotonic()
+        self._worker_up = False
+
+    # --- other threads ------------------------------------------------------------------------
+
+    def post(self, heard: Heard) -> None:
+        """Hand something to the loop; thread-safe."""
+        self._inbox.append(heard)
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Let the loop return after the present period; thread-safe."""
+        self.open = False
+        os.eventfd_write(self._wake, 1)
+
+    def let_go(self) -> None:
+        """Give its file descriptor back; nobody may post any more."""
+        os.close(self._wake)
+
+    # --- the words of the loop, in its order ------------------------------------------------------
+
+    def observe(self) -> Telemetry | None:
+        """Return the reading that begins the next period; None where the driver is away."""
+        while self.open:
+            # First of all: a loop that is always late must still hear a person.
+            self._attend()
+            self._listen_to_driver()
+            if self._queue:
+                return self._begin_period(self._queue.popleft())
+            if not self.driver.alive or time.monotonic() - self._seen_at > self.config.away_s:
+                return None
+            self._sleep(self.driver.fileno(), 0.05)
+        return None
+
+    def _listen_to_driver(self) -> None:
+        for item in self.driver.poll():
+            self._seen_at = time.monotonic()
+            if item.period:
+                self._queue.append(item)
+            else:
+                self.session.seen(item)
+                self._perform()
+
+        for camera, image, wall_ns in self.driver.take_previews():
+            self.outside.preview(self.session.name, camera, image, wall_ns)
+
+    def _begin_period(self, seen: Telemetry) -> Telemetry:
+        self.counters.periods += 1
+        self.periods.begins(time.monotonic_ns(), seen.reading.rate)
+        self.counters.overruns += bool(self._queue)
+        self.last = seen
+        self._listen_to_worker()
+        self.session.seen(seen)
+        self._let_time_pass()
+        assignment = self.session.assignment
+        if self.session.recording and assignment and not self.adder.recording:
+            self._begin_episode(assignment)
+        return seen
+
+    def _begin_episode(self, assignment: Assignment) -> None:
+        producer = self.adder.producer
+        if self.spool.backlog(producer.name, producer.epoch) > self.config.backlog:
+            # There was an outage: live data goes ahead of what piled up in it.
+            self.adder.renew(self.spool.begin_epoch(producer.name))
+        self.adder.begin(assignment, self.worker.spec)
+        self.arbiter.begin_episode()
+
+    def alone(self) -> None:
+        """Go on without a driver: people are answered, and the next one finds a fault."""
+        self.session.driver_lost("the driver is away; it is being restarted")
+        self._queue.clear()
+        self.periods.pauses()
+        self._previous = None
+        self._listen_to_worker()
+        self._let_time_pass()
+        self.tell(None)
+        self._sleep(self.driver.fileno(), 0.05)
+        self._attend()
+
+    def _let_time_pass(self) -> None:
+        self.session.spool_full(self.spool.full)
+        self.session.armed = self._pinned in {0, self.weights.version}
+        self.session.tick()
+        self._perform()
+        if not self.session.recording:
+            self._load_weights()
+
+    def executed(self, seen: Telemetry) -> Array | None:
+        """Close the step that ended; return what was executed in it ``(Da,)``, if one was open."""
+        if self._previous is None:
+            return None
+        before, segment = self._previous
+        executed = self.spec.action.between(before.accepted, seen.accepted)
+        self.adder.close(executed)
+        self.session.counted(segment)
+        self._end_rewind()
+        return executed
+
+    def _end_rewind(self) -> None:
+        if self.arbiter.mode is not Mode.REWIND:
+            return
+        if self.session.mode is Mode.REWIND and not self.arbiter.rewinding:
+            self.session.rewound()
+        if self.session.mode is not Mode.REWIND and self.arbiter.rewound_to is not None:
+            self.adder.void(self.arbiter.rewound_to)
+
+    def advise(self, seen: Telemetry, executed: Array | None) -> list[Advice]:
+        """Ask the worker about the step that begins; return all that it said in time."""
+        if not self.session.judged:
+            self._advice.clear()
+            return []
+        if self.session.mode is not self.arbiter.mode:
+            self.chunks.flush()
+        execute = self.worker.spec.execute if self.worker.spec else 1
+        plan = self.session.wants_plan and self.chunks.due(execute) and not self._queue
+        if plan or not self.session.wants_plan:  # a person drives: hand-backs find the newest
+            self._load_weights()
+        segment = self._previous[1] if self._previous else Segment.HOLD
+        self.worker.step(
+            self.adder.step,
+            seen.reading.fields,
+            executed,
+            segment,
+            self.session.clock_of(segment),
+            mode="eval" if self._purpose is Purpose.EVAL else "explore",
+            plan=plan,
+        )
+        return self._wait_for_advice(self.adder.step)
+
+    @property
+    def _purpose(self) -> Purpose | None:
+        return self.session.assignment.purpose if self.session.assignment else None
+
+    @property
+    def _pinned(self) -> int:
+        return self.session.assignment.version if self.session.assignment else 0
+
+    def _load_weights(self) -> None:
+        """Between plans is the safe point: the worker loads before it answers the next question."""
+        if self._worker_up and (ready := self.weights.due(self._pinned)) is not None:
+            self.worker.load(ready.version, ready.path)
+
+    def _wait_for_advice(self, step: int) -> list[Advice]:
+        """Wait for the answer about ``step`` within the policy's budget, awake to stops."""
+        budget = self.worker.spec.budget_ms / 1000 if self.worker.spec else 0.0
+        deadline = time.monotonic() + budget
+        mode = self.session.mode
+        late = bool(self._queue) or self.worker.silent_s > budget
+        while step not in self._advice and self.session.mode is mode:
+            remaining = 0.0 if late else deadline - time.monotonic()
+            if remaining > 0:
+                self._sleep(self.worker.fileno(), remaining)
+                self._attend()
+            self._listen_to_worker()
+            if remaining <= 0:
+                break
+        said = [self._advice[key] for key in sorted(self._advice)]
+        self._advice.clear()
+        return said
+
+    def decide(self, said: list[Advice]) -> Step:
+        """Let the session follow what the worker said, and settle what the next step is."""
+        for advice in said:
+            if advice.judgement is not None and self.adder.recording:
+                known = self.adder.judge(advice.step - 1, advice.judgement.reward)
+                self.counters.judged_late += not known
+                self.session.judge(advice.step - 1, advice.judgement)
+            if advice.plan is not None and advice.step == self.adder.step:
+                self.chunks.take(advice.plan)
+                self.session.planned()
+        self._perform()
+        mode = self.session.mode
+        proposal = self.chunks.next() if self.session.wants_plan else None
+        if mode in {Mode.AUTO, Mode.EVAL} and proposal is None:
+            self.counters.unplanned += 1
+        index = self.adder.step if self.session.recording else None
+        return Step(mode, self.session.segment, index, proposal, self.session.operator)
+
+    def arbitrate(self, seen: Telemetry, step: Step) -> Array:
+        """Return the set-point ``(Dc,)`` of the period that begins."""
+        if self.driver.in_flight(seen):
+            # Its reading is older than our last command: that one is what the gate will have.
+            seen = replace(seen, accepted=self.arbiter.target)
+        self.arbiter.enter(step.mode, seen)
+        target = self.arbiter.choose(seen, step.index, step.proposal)
+        plan = self.session.reset_plan
+        if step.mode is Mode.RESET and plan is not None:
+            arrived = self.arbiter.reset(seen, plan)
+            target = self.arbiter.target
+            if arrived:
+                self.session.reset_reached()
+            elif arrived is None:
+                self.session.reset_failed("The robot does not reach where the episode begins")
+            self._perform()
+        return target
+
+    def command(self, target: Array) -> None:
+        """Send the set-point, for as long as the driver may go without the next one."""
+        if self.session.mode not in STOPPED_MODES and self.session.leases.token > 0:
+            self.driver.command(target, self.session.leases.token, self.spec.hold_after_ms)
+        if self.last is not None:
+            took = (time.monotonic_ns() - self.last.reading.wall_ns) / MS
+            self.counters.step_ms += 0.02 * (took - self.counters.step_ms)
+
+    def record(self, seen: Telemetry, step: Step) -> None:
+        """Open the step that begins, and spool what is ready."""
+        self._previous = None
+        if step.index is not None and self.adder.recording:
+            reading = seen.reading
+            self.adder.open(
+                reading.fields,
+                reading.robot_ns,
+                reading.wall_ns,
+                step.segment,
+                step.proposal,
+                step.operator,
+            )
+            self._previous = (seen, step.segment)
+        self._spool(self.adder.ready() if self.adder.recording else [])
+
+    def tell(self, seen: Telemetry | None) -> None:
+        """Let the outside know how the robot is."""
+        self.outside.state(self, seen)
+
+    # --- in between -----------------------------------------------------------------------------
+
+    def _sleep(self, fd: int | None, timeout_s: float) -> None:
+        """Wait for the peer behind ``fd``, a post, or the next moment to pass motion on."""
+        if self.arbiter.mode in HUMAN_MODES:
+            timeout_s = min(timeout_s, 1.0 / self.config.drive_hz)
+        waiting = [self._wake] if fd is None else [self._wake, fd]
+        select.select(waiting, [], [], max(0.0, timeout_s))
+
+    def _attend(self) -> None:
+        """Take everything other threads posted; pass a person's motion on."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._inbox:
+            self._hear(self._inbox.popleft())
+        if self.session.mode not in HUMAN_MODES:
+            self.arbiter.rest()
+        elif self.arbiter.mode in HUMAN_MODES:
+            self.command(self.arbiter.drive(self.driver.clock.now_ns()))
+
+    def _hear(self, heard: Heard) -> None:
+        match heard:
+            case OperatorCommand():
+                self._steer(heard)
+            case Request():
+                answer = self.session.request(heard)
+                self._perform()
+                if heard.id:
+                    self.outside.answer(answer)
+            case Grant():
+                self.session.grant(heard)
+            case Assignment():
+                self.session.assign(heard)
+            case WeightsReady():
+                self.weights.found(heard)
+            case Trouble():
+                self.session.trouble(heard.why)
+
+    def _steer(self, command: OperatorCommand) -> None:
+        try:
+            counts = self.session.command(command)
+        except (LeaseError, LinkError) as error:
+            self.counters.refused_commands += 1
+            log.debug("%s: %s", self.session.name, error)
+            return
+        if counts:
+            self.arbiter.steer(command, self.driver.clock.now_ns())
+
+    def _listen_to_worker(self) -> None:
+        for news in self.worker.poll():
+            match news:
+                case Advice():
+                    self._advice[news.step] = news
+                case ResetPlan():
+                    self.session.begun(news)
+                case Failure():
+                    self.session.plugin_failed(news.error)
+                case Loaded():
+                    self.weights.loaded(news)
+        self._watch_worker()
+        self._perform()
+
+    def _watch_worker(self) -> None:
+        """Note when the worker came, went, or was silent for too long."""
+        if not self.worker.alive:
+            self.hung = False
+            if self._worker_up:
+                self._worker_up = False
+                self.weights.worker_lost()
+                self.session.worker_lost(f"the worker of policy {self.policy!r} died")
+            return
+        if not self._worker_up and not self.hung:
+            self._worker_up = True
+            self.session.worker_ready()
+        patience = self.config.hang_s if self.session.recording else self.config.begin_s
+        if self._worker_up and self.worker.silent_s > patience:
+            self._worker_up, self.hung = False, True
+            self.weights.worker_lost()
+            why = f"policy {self.policy!r} or task {self.task!r} hangs, silent for {patience:.1f} s"
+            self.session.worker_lost(f"{why}; its worker is restarted")
+
+    def _spool(self, fragments: list[Fragment]) -> None:
+        """Put fragments on the disk, in order; what it refuses waits here and is tried again."""
+        self._unspooled.extend(fragments)
+        began = time.monotonic_ns()
+        while self._unspooled:
+            try:
+                self.spool.put(self._unspooled[0])
+            except StoreError as error:
+                self.session.store_failed(str(error))
+                return
+            self._unspooled.popleft()
+            took = (time.monotonic_ns() - began) / MS
+            self.counters.put_ms += 0.05 * (took - self.counters.put_ms)
+
+    # --- what the session wants -------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        """Carry out what the session decided, in order."""
+        while self.session.effects:
+            effect = self.session.effects.pop(0)
+            match effect:
+                case do.Begin():
+                    self._begun = effect.assignment
+                    self.chunks.restart()
+                    self.worker.begin(effect.assignment)
+                    if not self.weights.knows(effect.assignment.version):
+                        self.outside.need(self.session.name, effect.assignment.version)
+                case do.Scene():
+                    number = self.driver.scene(effect.seed, effect.options)
+                    self.session.scene_as(number)
+                case do.Replan():
+                    self.chunks.flush()
+                    self.worker.handed_back()
+                case do.Finish():
+                    self._finish(effect)
+                case do.Stop():
+                    self.driver.stop(effect.reason)
+                case do.Release():
+                    self.session.released_as(self.driver.release())
+                case do.Pace():
+                    self.driver.pace(effect.rate)
+                case do.Want():
+                    self.outside.want(self.session.name)
+
+    def abandon(self) -> None:
+        """The loop failed: report the episode it had begun, for nobody else will go on with it."""
+        if (begun := self._begun) is not None:
+            totals = self.adder.totals if self.adder.recording else Totals()
+            self._report(do.Finish(begun, End.ABORT, None, None, None, 0), totals)
+
+    def _finish(self, finish: do.Finish) -> None:
+        totals = Totals()
+        if self.adder.recording:
+            if self.arbiter.mode is Mode.REWIND and self.arbiter.rewound_to is not None:
+                self.adder.void(self.arbiter.rewound_to)
+            # Between two readings the open step has no next observation: it is the last one.
+            at_border = not self.adder.opened and self.last is not None
+            reading = self.last.reading if at_border and self.last else None
+            fragments, totals = self.adder.finish(
+                finish.end,
+                finish.success,
+                finish.reward,
+                finish.index,
+                (reading.fields, reading.robot_ns) if reading else None,
+            )
+            self._spool(fragments)
+        self.worker.forget()
+        self._previous = None
+        self._report(finish, totals)
+
+    def _report(self, finish: do.Finish, totals: Totals) -> None:
+        self._begun = None
+        assignment = finish.assignment
+        self.outside.report(
+            EpisodeReport(
+                robot=self.session.name,
+                episode=assignment.episode,
+                purpose=assignment.purpose,
+                success=finish.success,
+                end=finish.end,
+                steps=totals.steps,
+                human_steps=totals.human_steps,
+                reward=totals.reward,
+                version=totals.version or self.weights.version,
+                seed=assignment.seed,
+                takeovers=finish.takeovers,
+                segments=totals.segments,
+            )
+        )
+
+    def stats(self) -> dict[str, float]:
+        """Return counters and gauges of the loop and its links."""
+        counters = {name: float(value) for name, value in vars(self.counters).items()}
+        return {
+            **counters,
+            **self.periods.stats(),
+            **self.weights.stats(),
+            **self.worker.stats(),
+            **self.driver.figures,
+            "takeovers": float(self.session.takeovers),
+            "stale_commands": float(self.session.freshness.stale),
+            "unspooled": float(len(self._unspooled)),
+        }

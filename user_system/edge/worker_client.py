@@ -1,0 +1,217 @@
+"""The agent's end of a policy worker: questions out, advice in, and how long it has been silent.
+
+Questions are never taken back: each period's observation is sent, so the worker judges every step,
+and an answer that comes late still brings the judgement of its step. One thread's business.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from user_system.core.errors import LinkError
+from user_system.core.interfaces import Judgement, ResetPlan
+from user_system.core.specs import PolicySpec
+from user_system.core.types import Array, Observation, Plan, Segment
+from user_system.edge import wire
+from user_system.edge.messages import Assignment
+from user_system.edge.rings import Duplex
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the worker said to the question of step ``step``."""
+
+    step: int
+    judgement: Judgement | None = None
+    """Of the step before, ``step - 1``."""
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A plugin failed; the text names it."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Weights were taken over, or refused with ``error``."""
+
+    version: int
+    error: str
+
+
+News = Advice | Failure | Loaded | ResetPlan
+
+
+class WorkerClient:
+    """One robot's seat in a worker, whichever life of the worker that is.
+
+    Args:
+        duplex: the connecting side.
+        retry_s: wall seconds between attempts to reach a worker that is away.
+    """
+
+    def __init__(self, duplex: Duplex, retry_s: float = 0.05):
+        self._duplex, self._retry_s = duplex, retry_s
+        self._tried_at = float("-inf")
+        self._episode = ""
+        self._asked: dict[str, float] = {}
+        self.hello: wire.Hello | None = None
+        self.spec: PolicySpec | None = None
+        """Specification of the policy, once any worker greeted."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a worker is there and has greeted."""
+        return self._duplex.connected and self.hello is not None
+
+    @property
+    def silent_s(self) -> float:
+        """Wall seconds since the oldest question that is not answered yet."""
+        return time.monotonic() - min(self._asked.values()) if self._asked else 0.0
+
+    def fileno(self) -> int | None:
+        """File descriptor to wait on, or None while there is none."""
+        return self._duplex.fileno() if self._duplex.connected else None
+
+    def poll(self) -> list[News]:
+        """Return everything said since the last call; dials where nobody is there."""
+        if not self._duplex.connected and not self._dial():
+            return []
+        news: list[News] = []
+        while (message := self._duplex.receive()) is not None:
+            if (item := self._read(*message)) is not None:
+                news.append(item)
+        if not self._duplex.connected:
+            log.warning("worker at %s went away", self._duplex.path)
+            self.hello = None
+            self._asked.clear()
+        return news
+
+    def _dial(self) -> bool:
+        self.hello = None
+        if time.monotonic() - self._tried_at < self._retry_s:
+            return False
+        self._tried_at = time.monotonic()
+        try:
+            self._duplex.open()
+        except LinkError:
+            return False
+        return True
+
+    def _read(self, meta: dict[str, Any], arrays: Mapping[str, Array]) -> News | None:
+        if meta["k"] == "hello":
+            # Whatever was in the ring before it belongs to an earlier life of one of us.
+            self.hello = wire.hello(meta)
+            self.spec = wire.policy_spec(self.hello.spec)
+            self._asked.clear()
+            return None
+        if self.hello is None:
+            return None
+        if meta["k"] == "loaded":
+            return Loaded(meta["version"], meta["error"])
+        if meta.get("episode") != self._episode:
+            return None
+        match meta["k"]:
+            case "begun":
+                self._asked.pop("begin", None)
+                waypoints = tuple(tuple(point) for point in meta["waypoints"])
+                return ResetPlan(waypoints, meta["scene"])
+            case "answer":
+                self._asked.pop(f"step {meta['step']}", None)
+                return _advice(meta, arrays)
+            case "failed":
+                self._asked.clear()
+                return Failure(meta["error"])
+        return None
+
+    def _tell(self, kind: str, arrays: Mapping[str, Array] | None = None, **meta: Any) -> bool:
+        if self.hello is None:
+            return False
+        return self._duplex.send({"k": kind, "boot": self.hello.boot, **meta}, arrays)
+
+    def begin(self, assignment: Assignment) -> None:
+        """Ask how the episode begins; from now on only it is spoken of."""
+        self._episode = assignment.episode
+        self._asked = {"begin": time.monotonic()}
+        self._tell(
+            "begin",
+            episode=assignment.episode,
+            seed=assignment.seed,
+            purpose=int(assignment.purpose),
+        )
+
+    def step(
+        self,
+        step: int,
+        observation: Observation,
+        executed: Array | None,
+        segment: Segment,
+        clock: int,
+        *,
+        mode: str,
+        plan: bool,
+    ) -> None:
+        """Ask about step ``step``: judgement of the step that ended, and a plan if wanted.
+
+        Args:
+            step: index of the step that begins.
+            observation: in which it begins.
+            executed: action ``(Da,)`` of the step that ended; None: it is the first.
+            segment: of the step that ended.
+            clock: what ``Task.judge`` gets as k.
+            mode: ``explore`` or ``eval``.
+            plan: whether a plan is wanted.
+        """
+        arrays = wire.prefixed(observation, wire.OBSERVATION)
+        if executed is not None:
+            arrays["executed"] = executed
+        said = self._tell(
+            "step",
+            arrays,
+            episode=self._episode,
+            step=step,
+            segment=int(segment),
+            clock=clock,
+            mode=mode,
+            plan=plan,
+        )
+        # A ring that is full means that a question long before this one is not answered.
+        if said:
+            self._asked[f"step {step}"] = time.monotonic()
+
+    def handed_back(self) -> None:
+        """Let the policy forget its plans and its memory."""
+        self._tell("handback")
+
+    def load(self, version: int, path: str) -> None:
+        """Let the policy take over the weights in ``path``, before it is asked again."""
+        self._tell("load", version=version, path=path)
+
+    def forget(self) -> None:
+        """Expect nothing any more: the episode is over."""
+        self._episode = ""
+        self._asked.clear()
+
+    def stats(self) -> dict[str, float]:
+        """Return counters and gauges."""
+        return {f"worker_{name}": value for name, value in self._duplex.stats().items()}
+
+    def close(self) -> None:
+        """Hang up."""
+        self._duplex.close()
+
+
+def _advice(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Advice:
+    judgement = Judgement(**meta["judgement"]) if "judgement" in meta else None
+    plan = None
+    if "plan" in meta:
+        extras = wire.unprefixed(arrays, wire.EXTRA)
+        plan = Plan(arrays["actions"], meta["plan"]["version"], None, extras)
+    return Advice(meta["step"], judgement, plan)
