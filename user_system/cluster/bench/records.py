@@ -1,0 +1,113 @@
+"""What a run's replay buffer and spools hold, read beside their writers, who may be dead."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from user_system.cluster.bench.history import Entry, Source
+from user_system.cluster.configs import EdgeHostConfig
+from user_system.cluster.parse import read_json
+from user_system.codec import fragments
+from user_system.core.types import Fragment
+from user_system.replay import queue, store
+from user_system.replay.env import Cursor, Env
+
+_U64 = struct.Struct(">Q")
+
+
+class Records:
+    """Read-only views of one run; open inside a ``with`` block.
+
+    Args:
+        run: its directory.
+    """
+
+    def __init__(self, run: Path):
+        hosts = [read_json(path, EdgeHostConfig) for path in run.glob("config/edge-*.json")]
+        places = [host.directory / "spool" for host in hosts]
+        self._replay = store.reader(run / "replay")
+        self._spools = [Env(place, queue.KIND, queue.TABLES, readonly=True) for place in places]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Records":
+        for env in (self._replay, *self._spools):
+            self._stack.enter_context(env.open())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def acked(self) -> dict[Source, int]:
+        """Return source -> fragments that the replay buffer has taken and may have acknowledged."""
+        return _counts(self._replay, "next")
+
+    def refused(self) -> int:
+        """Return how many fragments the replay buffer refused for good."""
+        with self._replay.read() as txn:
+            return sum(1 for _ in _keys(txn.cursor(self._replay.table("refused"))))
+
+    def spooled(self) -> dict[Source, int]:
+        """Return source -> fragments that its host has ever spooled."""
+        found: dict[Source, int] = {}
+        for env in self._spools:
+            found.update(_counts(env, "sources"))
+        return found
+
+    def waiting(self) -> dict[Source, set[int]]:
+        """Return source -> sequences in the spool that are not known to be acknowledged."""
+        found: dict[Source, set[int]] = {}
+        for env in self._spools:
+            with env.read() as txn:
+                for key in _keys(txn.cursor(env.table("items"))):
+                    found.setdefault(_source(key[:-8]), set()).add(_U64.unpack(key[-8:])[0])
+        return found
+
+    def log(self) -> list[Entry]:
+        """Return all fragments of the replay buffer, in its order.
+
+        Raises:
+            DamageError: a record is not what was written.
+        """
+        with self._replay.read() as txn:
+            return [
+                entry(fragments.decode(bytes(value)))
+                for _, value in store.log_entries(txn, self._replay, "log", 0)
+            ]
+
+
+def entry(fragment: Fragment) -> Entry:
+    """Return what a history needs to know of a fragment."""
+    header, steps = fragment.header, len(fragment)
+    return Entry(
+        producer=header.producer,
+        epoch=header.epoch,
+        sequence=header.sequence,
+        episode=header.episode,
+        start=header.start,
+        steps=steps,
+        final=fragment.final,
+        last_ns=int(fragment.robot_ns[steps - 1]),
+    )
+
+
+def _counts(env: Env, table: str) -> dict[Source, int]:
+    found: dict[Source, int] = {}
+    with env.read() as txn:
+        cursor = txn.cursor(env.table(table))
+        there = cursor.first()
+        while there:
+            found[_source(bytes(cursor.key()))] = _U64.unpack(cursor.value())[0]
+            there = cursor.next()
+    return found
+
+
+def _keys(cursor: Cursor) -> Iterator[bytes]:
+    there = cursor.first()
+    while there:
+        yield bytes(cursor.key())
+        there = cursor.next()
+
+
+def _source(key: bytes) -> Source:
+    return (key[:-9].decode(), _U64.unpack(key[-8:])[0])

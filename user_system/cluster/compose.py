@@ -1,0 +1,397 @@
+"""From a manifest to processes: the picture of the system, read from top to bottom.
+
+The head first, then each robot host, then who uses them. Nothing here starts or opens anything, so
+``user-system plan`` prints exactly what ``user-system up`` would start.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from user_system.cluster import configs, resources
+from user_system.cluster.configs import LinkConfig, PluginConfig
+from user_system.cluster.launch import ProcessSpec
+from user_system.cluster.layout import RunDir
+from user_system.cluster.manifest import LearnerEntry, Manifest, OperatorEntry, RobotEntry
+from user_system.cluster.parse import dump
+from user_system.cluster.plan import Process
+from user_system.cluster.ports import Ports
+
+HEAD = "head"
+CUBE_HALF = 0.02
+"""Half an edge of the cube where the task does not say, m."""
+
+_LAST, _WORLDS, _ROBOTS, _PEOPLE = 0, 1, 2, 3
+"""Stages of the end: people let go first, then robots stop, then what recorded them closes."""
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Derives processes; one instance per start."""
+
+    manifest: Manifest
+    run: RunDir
+    ports: Ports
+    cpus: int
+    gpus: int = 0
+    ray_env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the processes that speak to Ray, its token among them."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Account -> secret, for scripted operators."""
+    learning: bool = True
+    """Whether there are learners, and Ray to place them; an evaluation needs neither."""
+
+    def processes(self) -> list[Process]:
+        """Return every process that the launcher starts, in the order of starting."""
+        learners = self.manifest.learners if self.learning else {}
+        parts = [self._ray()] if learners else []
+        parts += [self._hub(), self._replay()]
+        for host in self.manifest.hosts:
+            parts += [self._resource_node(host)] if learners else []
+            parts += self._worlds(host)
+            parts.append(self._edge(host))
+        parts += [self._learner(name, entry) for name, entry in learners.items()]
+        if self.manifest.teleop.enabled:
+            parts.append(self._teleop())
+        parts += [self._operator(name, e) for name, e in self.manifest.operators.items()]
+        return parts
+
+    @property
+    def page(self) -> str:
+        """Address of the page."""
+        return f"http://{self.manifest.teleop.host}:{self.ports.page}"
+
+    # --- the head ----------------------------------------------------------------------------
+
+    def _hub(self) -> Process:
+        config = configs.HubHostConfig(
+            link=self.link("hub"),
+            run=self.manifest.name,
+            directory=self.run.hub,
+            schedule=self.manifest.schedule.rule(
+                self.manifest.name, next(iter(self.manifest.tasks))
+            ),
+        )
+        ports = (self.ports.hub, self.ports.fresh)
+        return self._ours("hub", "hub", config, HEAD, "registry, leases, weights", ports=ports)
+
+    def _replay(self) -> Process:
+        config = configs.ReplayHostConfig(
+            link=self.link("replay"),
+            run=self.manifest.name,
+            directory=self.run.replay,
+            size_bytes=self.manifest.replay.size_bytes,
+            reserve_bytes=self.manifest.replay.reserve_bytes,
+        )
+        ports = (self.ports.replay,)
+        return self._ours("replay", "replay", config, HEAD, "experience on disk", ports=ports)
+
+    def _ray(self) -> Process:
+        entry = self.manifest.ray
+        cpus = entry.cpus if entry.cpus is not None else float(self.cpus)
+        argv = resources.head_argv(
+            self.ports.ray,
+            self.ports.ray_client,
+            cpus,
+            self.gpus,
+            entry.object_store_bytes,
+            self.run.short / "ray",
+        )
+        ports = (self.ports.ray, self.ports.ray_client)
+        return self._ray_process("ray", argv, HEAD, "places learners", ports=ports, cpus=cpus)
+
+    def _teleop(self) -> Process:
+        entry = self.manifest.teleop
+        config = configs.TeleopHostConfig(
+            link=self.link("teleop"),
+            run=self.manifest.name,
+            host=entry.host,
+            port=self.ports.page,
+            accounts=self.run.accounts,
+        )
+        return self._ours(
+            "teleop",
+            "teleop",
+            config,
+            HEAD,
+            "page",
+            ports=(self.ports.page,),
+            after=("hub",),
+            stage=_PEOPLE,
+        )
+
+    def _learner(self, name: str, entry: LearnerEntry) -> Process:
+        robots = {
+            robot: r
+            for robot, r in self.manifest.robots.items()
+            if self.manifest.actors[r.actor].learner == name
+        }
+        config = configs.LearnerHostConfig(
+            link=self.link("learner"),
+            name=name,
+            run=self.manifest.name,
+            plugin=_plugin(entry),
+            robot=_plugin(next(iter(robots.values()))),
+            robots=tuple(robots),
+            seed=entry.seed,
+            cpus=entry.cpus,
+            gpus=entry.gpus,
+            threads=entry.threads,
+            nice=entry.nice,
+            publish_every_s=entry.publish_every_s,
+            checkpoint_every_s=entry.checkpoint_every_s,
+            max_restarts=entry.max_restarts,
+            replay=self.run.replay,
+            directory=self.run.learner(name),
+            log=self.run.log(f"learner-{name}.actor"),
+            ray=f"{resources.LOOPBACK}:{self.ports.ray}",
+        )
+        return self._ours(
+            f"learner-{name}",
+            "learner",
+            config,
+            HEAD,
+            f"learner {entry.kind}",
+            robots=config.robots,
+            cpus=entry.cpus,
+            after=("hub", "replay", "ray"),
+            stage=_PEOPLE,
+            env=self.ray_env,
+        )
+
+    # --- a robot host --------------------------------------------------------------------------
+
+    def _resource_node(self, host: str) -> Process:
+        argv = resources.node_argv(
+            f"{resources.LOOPBACK}:{self.ports.ray}",
+            self.manifest.robots_of(host),
+            self.manifest.ray.object_store_bytes,
+            self.run.short / f"ray-{host}",
+        )
+        return self._ray_process(
+            f"resources-{host}",
+            argv,
+            HEAD,
+            f"robots of {host} as Ray resources",
+            after=("ray",),
+            robots=tuple(self.manifest.robots_of(host)),
+        )
+
+    def _worlds(self, host: str) -> list[Process]:
+        return [
+            self._world(host, name, robot)
+            for name, robot in self.manifest.robots_of(host).items()
+            if robot.kind.startswith("sim.")
+        ]
+
+    def _world(self, host: str, name: str, robot: RobotEntry) -> Process:
+        config = configs.WorldHostConfig(
+            socket=self._world_socket(name),
+            space=robot.config.space,
+            rate=robot.rate,
+            image_size=robot.config.image_size,
+            cube_half=getattr(self.manifest.tasks[robot.task].config, "cube_half", CUBE_HALF),
+        )
+        return self._ours(
+            f"world-{name}",
+            "world",
+            config,
+            host,
+            "physics and control box",
+            robots=(name,),
+            stage=_WORLDS,
+        )
+
+    def _edge(self, host: str) -> Process:
+        robots = self.manifest.robots_of(host)
+        children = [self._driver(host, name, robot) for name, robot in robots.items()]
+        actors = dict.fromkeys(robot.actor for robot in robots.values())
+        children += [self._worker(host, actor, robots) for actor in actors]
+        config = configs.EdgeHostConfig(
+            link=self.link(host),
+            host=host,
+            run=self.manifest.name,
+            directory=self.run.edge(host),
+            spool_bytes=self.manifest.replay.spool_bytes,
+            robots=tuple(self._edge_robot(host, name, robot) for name, robot in robots.items()),
+            children=tuple(self._edge_child(child) for child in children),
+        )
+        worlds = tuple(process.spec.name for process in self._worlds(host))
+        return self._ours(
+            f"edge-{host}",
+            "edge",
+            config,
+            host,
+            "agent",
+            robots=tuple(robots),
+            after=("hub", "replay", *worlds),
+            stage=_ROBOTS,
+            children=tuple(children),
+        )
+
+    def _edge_robot(self, host: str, name: str, robot: RobotEntry) -> configs.EdgeRobot:
+        return configs.EdgeRobot(
+            name=name,
+            task=robot.task,
+            policy=self.manifest.actors[robot.actor].learner,
+            rate=robot.rate,
+            worker=_worker_name(host, robot.actor),
+            driver=self._driver_socket(name),
+            seat=self._seat_socket(name),
+        )
+
+    def _edge_child(self, child: Process) -> configs.EdgeChild:
+        return configs.EdgeChild(
+            name=child.spec.name,
+            module=child.spec.argv[2],
+            config=Path(child.spec.argv[3]),
+            log=self.run.log(child.spec.name),
+            socket=getattr(child.config, "socket", None),
+            nice=child.spec.nice,
+        )
+
+    def _driver(self, host: str, name: str, robot: RobotEntry) -> Process:
+        config = configs.DriverHostConfig(
+            robot=name,
+            socket=self._driver_socket(name),
+            memory=self.run.edge(host) / f"driver-{name}.json",
+            plugin=self._robot_plugin(name, robot),
+            previews=robot.previews,
+        )
+        return self._ours(
+            f"driver-{name}", "driver", config, host, f"driver {robot.kind}", robots=(name,)
+        )
+
+    def _worker(self, host: str, actor: str, robots: Mapping[str, RobotEntry]) -> Process:
+        entry = self.manifest.actors[actor]
+        seats = tuple(
+            configs.SeatEntry(
+                robot=name,
+                socket=self._seat_socket(name),
+                plugin=_plugin(robot),
+                task=_plugin(self.manifest.tasks[robot.task]),
+            )
+            for name, robot in robots.items()
+            if robot.actor == actor
+        )
+        learner = self.manifest.learners[entry.learner]
+        config = configs.WorkerHostConfig(
+            policy=entry.learner, learner=_plugin(learner), seats=seats
+        )
+        return self._ours(
+            _worker_name(host, actor),
+            "worker",
+            config,
+            host,
+            f"policy {entry.learner}",
+            robots=tuple(seat.robot for seat in seats),
+            nice=entry.nice,
+        )
+
+    # --- people --------------------------------------------------------------------------------
+
+    def _operator(self, name: str, entry: OperatorEntry) -> Process:
+        robots = entry.robots or tuple(self.manifest.robots)
+        task = self.manifest.tasks[self.manifest.robots[robots[0]].task]
+        config = configs.OperatorHostConfig(
+            name=name,
+            url=self.page,
+            secret=self.secrets.get(name, ""),
+            robots=robots,
+            task=task.kind,
+            help=entry.help,
+            release_after_s=entry.release_after_s,
+        )
+        return self._ours(
+            f"operator-{name}",
+            "operator",
+            config,
+            HEAD,
+            "scripted operator",
+            robots=robots,
+            after=("teleop",),
+            stage=_PEOPLE,
+        )
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _ours(
+        self,
+        name: str,
+        kind: str,
+        config: Any,
+        host: str,
+        what: str,
+        *,
+        robots: tuple[str, ...] = (),
+        cpus: float = 0.0,
+        ports: tuple[int, ...] = (),
+        after: tuple[str, ...] = (),
+        stage: int = _LAST,
+        nice: int = 0,
+        env: Mapping[str, str] | None = None,
+        children: tuple[Process, ...] = (),
+    ) -> Process:
+        path = self.run.config / f"{name}.json"
+        argv = (sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path))
+        spec = ProcessSpec(name, argv, after=after, stage=stage, nice=nice, env=env or {})
+        return Process(spec, config, host, what, robots, cpus, ports, children)
+
+    def _ray_process(
+        self,
+        name: str,
+        argv: list[str],
+        host: str,
+        what: str,
+        *,
+        robots: tuple[str, ...] = (),
+        cpus: float = 0.0,
+        ports: tuple[int, ...] = (),
+        after: tuple[str, ...] = (),
+    ) -> Process:
+        spec = ProcessSpec(
+            name,
+            tuple(argv),
+            after=after,
+            stage=_LAST,
+            env=self.ray_env,
+            ready_line=resources.READY_LINE,
+        )
+        return Process(spec, None, host, what, robots, cpus, ports)
+
+    def link(self, name: str) -> LinkConfig:
+        """Return how the process called ``name`` reaches the head."""
+        host = self.manifest.tunnel.host
+        return LinkConfig(
+            name=name,
+            pki=self.run.pki,
+            hub=f"{host}:{self.ports.hub}",
+            replay=f"{host}:{self.ports.replay}",
+            fresh=f"{host}:{self.ports.fresh}",
+            kind=self.manifest.tunnel.kind,
+        )
+
+    def _robot_plugin(self, name: str, robot: RobotEntry) -> PluginConfig:
+        plugin = _plugin(robot)
+        if not robot.kind.startswith("sim."):
+            return plugin
+        return PluginConfig(plugin.kind, {**plugin.config, "socket": str(self._world_socket(name))})
+
+    def _world_socket(self, robot: str) -> Path:
+        return self.run.sockets / f"w-{robot}"
+
+    def _driver_socket(self, robot: str) -> Path:
+        return self.run.sockets / f"d-{robot}"
+
+    def _seat_socket(self, robot: str) -> Path:
+        return self.run.sockets / f"p-{robot}"
+
+
+def _plugin(entry: Any) -> PluginConfig:
+    return PluginConfig(entry.kind, dump(entry.config))
+
+
+def _worker_name(host: str, actor: str) -> str:
+    return f"worker-{host}-{actor}"

@@ -1,0 +1,263 @@
+"""What each process is told: one small dataclass per process kind, nothing about anybody else.
+
+The launcher writes them as JSON that only the owner reads; ``process.run`` reads them back. What a
+plugin is configured with travels as its registry name and plain values.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from user_system.cluster.parse import Parser
+from user_system.cluster.tree import Problems, from_plain
+from user_system.core.errors import ConfigError
+from user_system.core.helping import HelpConfig
+from user_system.core.interfaces import LearnerPlugin, Robot, Task
+from user_system.core.registry import Registry
+from user_system.core.schedule import ScheduleConfig
+from user_system.core.specs import RobotSpec
+
+T = TypeVar("T")
+Control = Literal["cartesian", "joint"]
+
+
+@dataclass(frozen=True)
+class PluginConfig:
+    """A plugin by name, and its configuration as plain values."""
+
+    kind: str
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """How a process reaches the head, and who it is there."""
+
+    name: str
+    """Peer name: the credentials of this name are in ``pki``."""
+    pki: Path
+    hub: str
+    """``host:port`` of the gRPC services of the hub."""
+    replay: str
+    fresh: str
+    kind: str = "direct"
+
+
+@dataclass(frozen=True)
+class HubHostConfig:
+    """The hub."""
+
+    link: LinkConfig
+    run: str
+    directory: Path
+    schedule: ScheduleConfig
+
+
+@dataclass(frozen=True)
+class ReplayHostConfig:
+    """The replay buffer's writer."""
+
+    link: LinkConfig
+    run: str
+    directory: Path
+    size_bytes: int
+    reserve_bytes: int
+
+
+@dataclass(frozen=True)
+class WorldHostConfig:
+    """The physics and control box of one simulated robot."""
+
+    socket: Path
+    """Where its driver finds it."""
+    space: Control
+    rate: float
+    """Robot seconds per wall second."""
+    image_size: tuple[int, int]
+    """Height and width of images, pixels."""
+    cube_half: float
+    """Half an edge of the cube, m."""
+
+
+@dataclass(frozen=True)
+class DriverHostConfig:
+    """One robot's driver."""
+
+    robot: str
+    socket: Path
+    memory: Path
+    plugin: PluginConfig
+    previews: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeatEntry:
+    """One robot served by a policy worker."""
+
+    robot: str
+    socket: Path
+    plugin: PluginConfig
+    """The robot's driver: only its specification is used."""
+    task: PluginConfig
+
+
+@dataclass(frozen=True)
+class WorkerHostConfig:
+    """One policy at work for some robots of a host."""
+
+    policy: str
+    learner: PluginConfig
+    seats: tuple[SeatEntry, ...]
+
+
+@dataclass(frozen=True)
+class EdgeRobot:
+    """One robot of an edge host, as its agent needs to know it."""
+
+    name: str
+    task: str
+    policy: str
+    """Whose weights it acts with."""
+    rate: float
+    """Robot seconds per wall second while nobody drives it."""
+    worker: str
+    """Name of its policy worker."""
+    driver: Path
+    """Socket of its driver."""
+    seat: Path
+    """Socket of its place in the policy worker."""
+
+
+@dataclass(frozen=True)
+class EdgeChild:
+    """A process that the agent keeps running."""
+
+    name: str
+    module: str
+    config: Path
+    log: Path
+    socket: Path | None = None
+    """Where one that outlived an earlier agent is found (drivers)."""
+    nice: int = 0
+
+
+@dataclass(frozen=True)
+class EdgeHostConfig:
+    """The agent of one robot host."""
+
+    link: LinkConfig
+    host: str
+    run: str
+    directory: Path
+    """Spool, tokens, fetched weights."""
+    spool_bytes: int
+    """Most that may wait for the head before no episode is begun any more."""
+    robots: tuple[EdgeRobot, ...]
+    children: tuple[EdgeChild, ...]
+
+
+@dataclass(frozen=True)
+class LearnerHostConfig:
+    """One learner, and where it may live."""
+
+    link: LinkConfig
+    name: str
+    """Also the id of the policy it publishes."""
+    run: str
+    plugin: PluginConfig
+    robot: PluginConfig
+    """A robot it learns for: its specification shapes the networks."""
+    robots: tuple[str, ...]
+    """Robots that are reserved together with its CPUs."""
+    seed: int
+    cpus: float
+    gpus: float
+    threads: int
+    nice: int
+    publish_every_s: float
+    checkpoint_every_s: float
+    max_restarts: int
+    replay: Path
+    directory: Path
+    """Checkpoints."""
+    log: Path
+    """Where the actor logs to; Ray would keep it elsewhere."""
+    ray: str
+    """``host:port`` of the Ray head."""
+
+
+@dataclass(frozen=True)
+class TeleopHostConfig:
+    """The page."""
+
+    link: LinkConfig
+    run: str
+    host: str
+    port: int
+    accounts: Path
+    """Who may log in."""
+
+
+@dataclass(frozen=True)
+class OperatorHostConfig:
+    """A scripted person."""
+
+    name: str
+    url: str
+    """Address of the page."""
+    secret: str
+    robots: tuple[str, ...]
+    task: str
+    """Registry name of the task that it knows how to do."""
+    help: HelpConfig
+    """When it steps in."""
+    release_after_s: float | None
+    """Rest in FAULT before it releases a robot; None: it leaves that to others."""
+
+
+# --- plugins from their names ------------------------------------------------------------------
+
+
+def typed(config_type: type[T], value: Any, name: str) -> T:
+    """Return plain values as a plugin's config.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    problems = Problems()
+    result = Parser(problems, units=False).dataclass(from_plain(value, name), config_type, "")
+    problems.check()
+    return cast(T, result)
+
+
+def make_robot(plugin: PluginConfig, **more: Any) -> Robot:
+    """Build a driver's robot, not connected; ``more`` overrides its configuration."""
+    cls: Any = Registry[Any]("robots").get(plugin.kind)
+    return cast(Robot, cls(_config(cls, plugin, more)))
+
+
+def make_task(plugin: PluginConfig) -> Task:
+    """Build a task."""
+    cls: Any = Registry[Any]("tasks").get(plugin.kind)
+    return cast(Task, cls(_config(cls, plugin, {})))
+
+
+def learner_plugin(plugin: PluginConfig) -> tuple[LearnerPlugin, Any]:
+    """Return a learner plugin and its typed configuration."""
+    found = Registry[LearnerPlugin]("learners").get(plugin.kind)
+    return found, _config(found, plugin, {})
+
+
+def robot_spec(plugin: PluginConfig) -> RobotSpec:
+    """Return the specification of a robot without touching it."""
+    return make_robot(plugin).spec
+
+
+def _config(owner: Any, plugin: PluginConfig, more: Mapping[str, Any]) -> Any:
+    config_type = getattr(owner, "config_type", None)
+    if config_type is None:
+        if more or plugin.config:
+            raise ConfigError(f"plugin {plugin.kind!r} takes no configuration")
+        return None
+    return typed(config_type, {**(plugin.config or {}), **more}, plugin.kind)

@@ -1,0 +1,27 @@
+"""From a link's config to the objects of ``comms``; every composition root begins here."""
+
+from contextlib import closing
+
+from comms.credentials import AllowList, Credentials
+from comms.tunnel import Endpoints, Tunnel, open_tunnel
+from user_system.cluster.configs import LinkConfig
+
+
+def credentials(link: LinkConfig) -> Credentials:
+    """Return who this process is.
+
+    Raises:
+        SecurityError: its credentials are missing, expired or readable by others.
+    """
+    return Credentials.load(link.pki, link.name)
+
+
+def allow_list(link: LinkConfig) -> AllowList:
+    """Return whom this process lets in."""
+    return AllowList(link.pki)
+
+
+def tunnel(link: LinkConfig) -> "closing[Tunnel]":
+    """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
+    endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh)
+    return closing(open_tunnel(link.kind, endpoints, credentials(link)))

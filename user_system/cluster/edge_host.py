@@ -1,0 +1,64 @@
+"""The agent's process, one per robot host: no plugin code, no Ray, no page."""
+
+import os
+import sys
+import time
+
+from user_system.cluster import dial
+from user_system.cluster.configs import EdgeChild, EdgeHostConfig, EdgeRobot
+from user_system.cluster.process import Life, run
+from user_system.edge.agent import Agent, AgentConfig, RobotConfig
+from user_system.edge.patience import SessionConfig
+from user_system.edge.spool import Spool
+from user_system.edge.supervisor import ChildConfig
+from user_system.edge.uplink import Uplink
+from user_system.replay.queue import Queue
+
+RESERVE_BYTES = 64 * 2**20
+"""Room beyond the quota in which the episodes at hand are finished."""
+
+
+def main(config: EdgeHostConfig, life: Life) -> None:
+    """Run the robots of this host until told to stop."""
+    place = config.directory
+    settings = AgentConfig(
+        host=config.host,
+        run=config.run,
+        directory=place / "tokens",
+        robots=tuple(_robot(entry) for entry in config.robots),
+        children=tuple(_child(entry) for entry in config.children),
+    )
+    quota = config.spool_bytes + RESERVE_BYTES
+    # Epochs by the calendar, so that a spool that replaces a lost one does not repeat its own.
+    queue = Queue(place / "spool", max_bytes=quota, first_epoch=int(time.time()))
+    with queue.open(create=True), dial.tunnel(config.link) as way:
+        spool = Spool(queue, quota_bytes=config.spool_bytes)
+        uplink = Uplink(way, config.host, settings.boot, spool, place / "weights")
+        agent = Agent(settings, spool, uplink)
+        life.on_end(agent.close)
+        life.ready()
+        agent.run()
+
+
+def _robot(entry: EdgeRobot) -> RobotConfig:
+    return RobotConfig(
+        name=entry.name,
+        driver=entry.driver,
+        seat=entry.seat,
+        worker=entry.worker,
+        task=entry.task,
+        policy=entry.policy,
+        session=SessionConfig(rate=entry.rate),
+    )
+
+
+def _child(entry: EdgeChild) -> ChildConfig:
+    meek = ("nice", "-n", str(entry.nice)) if entry.nice else ()
+    argv = (*meek, sys.executable, "-m", entry.module, str(entry.config))
+    # A policy in NumPy on one thread: more would take time from the robots' loops.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return ChildConfig(entry.name, argv, log=entry.log, socket=entry.socket, env=env)
+
+
+if __name__ == "__main__":
+    run(main, EdgeHostConfig)

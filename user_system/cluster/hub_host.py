@@ -1,0 +1,43 @@
+"""The hub's process: registry, leases, schedule and weights over gRPC; the fresh lane beside it."""
+
+import time
+from typing import Any
+
+from comms.fresh_hub import FreshHub
+from comms.hub_service import HubService
+from comms.serving import serve
+from comms.weights import WeightService
+from user_system.cluster import dial
+from user_system.cluster.configs import HubHostConfig
+from user_system.cluster.process import Life, run
+from user_system.core.clock import WallClock
+from user_system.hub.service import Hub, HubConfig
+
+TICK_S = 0.1
+
+
+def main(config: HubHostConfig, life: Life) -> None:
+    """Serve until told to stop."""
+    me, allow = dial.credentials(config.link), dial.allow_list(config.link)
+    hub = Hub(
+        config.directory,
+        # The floor keeps tokens rising even where the hub's directory was lost.
+        HubConfig(run=config.run, token_floor=int(time.time()), schedule=config.schedule),
+        WallClock(),
+        stop=lambda message: fresh.send(message),
+        announce=lambda now: fresh.announce(now.policy, now.version, now.hash, now.age_s),
+    )
+    fresh = FreshHub(me, allow, config.link.fresh, owner=hub.owner, on_message=hub.heard)
+    fresh.start()
+    hub.open()
+    services: list[Any] = [HubService(hub), WeightService(hub.weights)]
+    with serve(services, credentials=me, allow=allow, address=config.link.hub):
+        life.ready()
+        while not life.stop.wait(TICK_S):
+            hub.tick()
+    fresh.close()
+    hub.close()
+
+
+if __name__ == "__main__":
+    run(main, HubHostConfig)

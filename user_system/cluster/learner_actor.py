@@ -1,0 +1,90 @@
+"""The Ray actor in which a learner runs: a window on the replay buffer, a way to the hub."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+
+from comms.hub_client import HubClient
+from comms.pb import hub_pb2
+from comms.weights import WeightPublisher
+from learners.checkpoints import Checkpoints
+from learners.runner import Modules, Runner, RunnerConfig
+from user_system.cluster import dial
+from user_system.cluster.configs import LearnerHostConfig, learner_plugin, robot_spec
+from user_system.core.errors import LinkError
+from user_system.core.types import Array
+from user_system.replay.sampler import ReplayData
+from user_system.replay.store import reader
+
+LEARNING = frozenset({"", "baseline", "collect", "train"})
+"""Phases in which learning serves anything; "": the hub has not said yet."""
+
+log = logging.getLogger(__name__)
+
+
+class LearnerActor:
+    """Runs one learner. Ray calls ``run`` and ``stop`` in threads of their own."""
+
+    def __init__(self, config: LearnerHostConfig):
+        self._config = config
+        self._stop = threading.Event()
+        self._phase = ""
+
+    def run(self) -> int:
+        """Learn until ``stop``; return the updates done in all lives."""
+        config = self._config
+        _settle(config)
+        plugin, settings = learner_plugin(config.plugin)
+        with dial.tunnel(config.link) as way, reader(config.replay).open() as env:
+            spec, publisher = robot_spec(config.robot), WeightPublisher(way)
+            data = ReplayData(env, seed=config.seed)
+
+            def publish(
+                modules: Modules, statistics: Mapping[str, Array], notes: Mapping[str, float]
+            ) -> int:
+                return publisher.publish(config.name, modules, statistics, notes=notes)
+
+            runner = Runner(
+                plugin.make_learner(spec, settings, data=data, seed=config.seed),
+                data,
+                publish=publish,
+                checkpoints=Checkpoints(config.directory),
+                report=lambda figures: self._report(HubClient(way), figures),
+                name=config.plugin.kind,
+                active=lambda: self._phase in LEARNING,
+                config=RunnerConfig(
+                    publish_s=config.publish_every_s,
+                    publish_min_s=min(0.2, config.publish_every_s),
+                    checkpoint_s=config.checkpoint_every_s,
+                ),
+            )
+            log.info("resumed" if runner.resume() else "begins")
+            runner.run(self._stop.is_set)
+            return runner.updates
+
+    def stop(self) -> None:
+        """Ask ``run`` to save and return."""
+        self._stop.set()
+
+    def _report(self, hub: HubClient, figures: Mapping[str, float]) -> None:
+        report = hub_pb2.ProcessReport(
+            name=f"learner-{self._config.name}", kind="learner", pid=os.getpid(), figures=figures
+        )
+        try:
+            self._phase = hub.report(report).phase
+        except LinkError as error:  # learning goes on without the hub
+            log.warning("the hub did not hear our report: %s", error)
+
+
+def _settle(config: LearnerHostConfig) -> None:
+    """Take the place of a background process, before the first heavy import reads its threads."""
+    os.setpriority(os.PRIO_PROCESS, 0, config.nice)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(config.threads)
+    logging.basicConfig(
+        filename=config.log,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        force=True,
+    )

@@ -1,0 +1,247 @@
+"""The manifest: names and edges of one system, written by a person, checked as a whole.
+
+::
+
+    robots: {arm-1: {kind: sim.franka, task: pick, actor: pick}}
+    tasks: {pick: {kind: sim.pick_cube}}
+    learners: {rlpd: {kind: rlpd}}
+    actors: {pick: {learner: rlpd}}
+
+Everything else has a default. The classes below are the schema: a field ``x_s`` is the key ``x``
+with a unit of time, ``kind`` is a plugin's name, ``config`` is parsed into that plugin's own
+dataclass. No component receives a ``Manifest``; ``cluster.plan`` derives what each process needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from user_system.cluster.edges import check_edges
+from user_system.cluster.parse import Parser
+from user_system.cluster.tree import Problems, from_yaml, override
+from user_system.core.errors import ConfigError
+from user_system.core.helping import HelpConfig
+from user_system.core.registry import Registry
+from user_system.core.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class RobotEntry:
+    """One robot."""
+
+    kind: str
+    task: str
+    actor: str
+    host: str = "local"
+    """The edge host it is wired to."""
+    cameras: tuple[str, ...] = ()
+    previews: tuple[str, ...] = ()
+    """Views of the robot's own driver that people see on the page; they are not recorded."""
+    rate: float = field(default=1.0, metadata={"above": 0.0, "max": 1000.0})
+    """Robot seconds per wall second; anything but 1 needs a simulated robot."""
+    config: Any = field(default=None, metadata={"plugin": "robots"})
+
+
+@dataclass(frozen=True)
+class CameraEntry:
+    """One camera that is a device of its own."""
+
+    kind: str
+    config: Any = field(default=None, metadata={"plugin": "cameras"})
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One thing to be done."""
+
+    kind: str
+    config: Any = field(default=None, metadata={"plugin": "tasks"})
+
+
+@dataclass(frozen=True)
+class LearnerEntry:
+    """One learner: a Ray actor that draws from the replay buffer and publishes weights."""
+
+    kind: str
+    seed: int = field(default=0, metadata={"min": 0})
+    cpus: float = field(default=1.0, metadata={"above": 0.0})
+    gpus: float = field(default=0.0, metadata={"min": 0.0})
+    threads: int = field(default=1, metadata={"min": 1})
+    nice: int = field(default=10, metadata={"min": 0, "max": 19})
+    """Scheduling priority: robots come first, so a learner is never below 0."""
+    publish_every_s: float = field(default=2.0, metadata={"above": 0.0})
+    checkpoint_every_s: float = field(default=30.0, metadata={"above": 0.0})
+    max_restarts: int = field(default=20, metadata={"min": 0})
+    config: Any = field(default=None, metadata={"plugin": "learners"})
+
+
+@dataclass(frozen=True)
+class ActorEntry:
+    """One policy worker on each edge host whose robots name it."""
+
+    learner: str
+    """Whose weights it acts with."""
+    nice: int = field(default=0, metadata={"min": -20, "max": 19})
+
+
+@dataclass(frozen=True)
+class ReplayEntry:
+    """The replay buffer."""
+
+    size_bytes: int = field(default=8 * 2**30, metadata={"min": 2**24})
+    """Most that it may take on disk."""
+    reserve_bytes: int = field(default=2**30, metadata={"min": 0})
+    """Disk space that stays free whatever happens."""
+    spool_bytes: int = field(default=2**30, metadata={"min": 2**20})
+    """Most that an edge host keeps while the head is away."""
+
+
+@dataclass(frozen=True)
+class TeleopEntry:
+    """The page."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = field(default=8765, metadata={"min": 0, "max": 65535})
+    """0: any free port."""
+
+
+@dataclass(frozen=True)
+class TunnelEntry:
+    """How edge hosts reach the head; every port 0 means any free one."""
+
+    kind: Literal["direct"] = "direct"
+    host: str = "127.0.0.1"
+    hub_port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    fresh_port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    replay_port: int = field(default=0, metadata={"min": 0, "max": 65535})
+
+
+@dataclass(frozen=True)
+class SecurityEntry:
+    """Certificates and keys, made at the first start in ``<run>/pki``."""
+
+    lifetime_s: float = field(default=90 * 86400.0, metadata={"min": 3600.0})
+
+
+@dataclass(frozen=True)
+class ScheduleEntry(ScheduleConfig):
+    """When to collect, train, evaluate and stop; see ``core.schedule``."""
+
+    derived: ClassVar[frozenset[str]] = frozenset({"run", "task", "judge_version"})
+    stop_when_done: bool = False
+    """End the run when its last evaluation is in."""
+
+    def rule(self, run: str, task: str) -> ScheduleConfig:
+        """Return what the hub needs: the rule, bound to a run and its task."""
+        values = {f.name: getattr(self, f.name) for f in fields(ScheduleConfig)}
+        return ScheduleConfig(**{**values, "run": run, "task": task})
+
+
+@dataclass(frozen=True)
+class OperatorEntry:
+    """A scripted person, who uses the same service as a real one."""
+
+    kind: Literal["scripted"] = "scripted"
+    robots: tuple[str, ...] = ()
+    """Robots it looks after; none named: all."""
+    help: HelpConfig = field(default_factory=HelpConfig)
+    """When it steps in; less and less."""
+    release_after_s: float | None = None
+    """Rest in FAULT before it releases a robot; null: it leaves that to others."""
+
+
+@dataclass(frozen=True)
+class RayEntry:
+    """The Ray head on this machine."""
+
+    port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    cpus: float | None = None
+    """CPUs that learners may reserve; none given: as many as the machine has."""
+    object_store_bytes: int = field(default=80 * 2**20, metadata={"min": 78643200})
+    """Nothing of ours travels through it; Ray wants at least 75 MiB."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One system."""
+
+    name: str
+    robots: Mapping[str, RobotEntry]
+    tasks: Mapping[str, TaskEntry]
+    learners: Mapping[str, LearnerEntry]
+    actors: Mapping[str, ActorEntry]
+    run_dir: Path | None = None
+    """Where everything of the run is kept; none given: ``runs/<name>``."""
+    cameras: Mapping[str, CameraEntry] = field(default_factory=dict)
+    replay: ReplayEntry = ReplayEntry()
+    teleop: TeleopEntry = TeleopEntry()
+    tunnel: TunnelEntry = TunnelEntry()
+    security: SecurityEntry = SecurityEntry()
+    schedule: ScheduleEntry = ScheduleEntry()
+    operators: Mapping[str, OperatorEntry] = field(default_factory=dict)
+    ray: RayEntry = RayEntry()
+
+    @property
+    def run(self) -> Path:
+        """Directory of the run."""
+        return self.run_dir or Path("runs") / self.name
+
+    @property
+    def hosts(self) -> list[str]:
+        """Edge hosts, in order of first mention."""
+        return list(dict.fromkeys(robot.host for robot in self.robots.values()))
+
+    def robots_of(self, host: str) -> dict[str, RobotEntry]:
+        """Return the robots wired to an edge host."""
+        return {name: r for name, r in self.robots.items() if r.host == host}
+
+
+PluginTypes = Callable[[str, str], type | None]
+"""(registry group, name) -> the plugin's config dataclass, None where it has none."""
+
+
+def plugin_config(group: str, kind: str) -> type | None:
+    """Return the config dataclass of an installed plugin.
+
+    Raises:
+        ConfigError: no such plugin; it lists what exists.
+        PluginError: it cannot be imported.
+    """
+    plugin: object = Registry[object](group).get(kind)
+    config_type = getattr(plugin, "config_type", None)
+    return config_type if isinstance(config_type, type) else None
+
+
+def load_manifest(
+    path: Path, settings: Sequence[str] = (), plugins: PluginTypes = plugin_config
+) -> Manifest:
+    """Read, override and check a manifest.
+
+    Args:
+        path: the YAML file.
+        settings: ``a.b.c=value`` overrides of the command line, in order.
+        plugins: where plugin configs come from; injected by tests.
+
+    Raises:
+        ConfigError: with one line per problem, all of them at once.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"manifest {path} cannot be read",
+            got=error.strerror,
+            todo="Name a YAML file, e.g. deploy/demo.yaml.",
+        ) from error
+    problems = Problems()
+    root = from_yaml(text, str(path), problems)
+    for setting in settings:
+        root = override(root, setting, problems)
+    manifest = Parser(problems, plugin_config=plugins).dataclass(root, Manifest, "")
+    check_edges(root, problems)
+    problems.check()
+    if manifest is None:  # pragma: no cover - a parser that returns nothing names a problem
+        raise ConfigError(f"manifest {path} is empty")
+    return manifest

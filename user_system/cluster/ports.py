@@ -1,0 +1,79 @@
+"""Which TCP ports a run listens on. All are chosen before anything starts."""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from user_system.cluster.manifest import Manifest
+from user_system.cluster.tree import Problems
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """One number per listener, on the hosts that the manifest names."""
+
+    hub: int
+    fresh: int
+    replay: int
+    page: int
+    ray: int
+    ray_client: int
+    """Ray opens it on the head whether wanted or not."""
+
+
+def choose(manifest: Manifest, problems: Problems) -> Ports:
+    """Return the ports of a run: those asked for where free, others anywhere free."""
+    asked = {
+        "hub": ("tunnel.hub_port", manifest.tunnel.host, manifest.tunnel.hub_port),
+        "fresh": ("tunnel.fresh_port", manifest.tunnel.host, manifest.tunnel.fresh_port),
+        "replay": ("tunnel.replay_port", manifest.tunnel.host, manifest.tunnel.replay_port),
+        "page": ("teleop.port", manifest.teleop.host, manifest.teleop.port),
+        "ray": ("ray.port", LOOPBACK, manifest.ray.port),
+        "ray_client": ("", LOOPBACK, 0),
+    }
+    with contextlib.ExitStack() as held:  # until all are chosen, so that none is chosen twice
+        return Ports(
+            **{
+                name: _take(held, path, host, port, problems)
+                for name, (path, host, port) in asked.items()
+            }
+        )
+
+
+def _take(held: contextlib.ExitStack, path: str, host: str, port: int, problems: Problems) -> int:
+    probe = held.enter_context(socket.socket())
+    # As a server would, past connections that are only closing; and listening, so that the same
+    # port is not given away twice.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+        probe.listen(1)
+    except OSError as error:
+        problems.add(
+            "",
+            path,
+            f"port {port} of {host} cannot be used",
+            got=_holder(port) or error.strerror,
+            todo=f"End that process, or take any free port with --set {path}=0.",
+        )
+        return port
+    return int(probe.getsockname()[1])
+
+
+def _holder(port: int) -> str:
+    """Return who listens on a port, where this user may know."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+                if connection.pid is None:
+                    return "a process of another user"
+                if connection.pid == os.getpid():
+                    return "something else of this run"
+                name = " ".join(psutil.Process(connection.pid).cmdline()[:3])
+                return f"process {connection.pid} ({name})"
+    return ""

@@ -1,0 +1,140 @@
+"""What every process of ours does first and last: config, signals, ready file, one error line.
+
+A composition root is ``def main(config, life)`` and ``run(main, ConfigType)``. Exit status: 0
+stopped as asked, 2 a person must change something (configuration, machine), 1 anything else; a
+supervisor restarts a 1 and gives up on a 2.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from user_system.cluster.parse import read_json
+from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
+
+C = TypeVar("C")
+
+STATUS_CONFIG = 2
+READY_VARIABLE = "USER_SYSTEM_READY"
+"""Environment variable with the path of the ready file."""
+PARENT_VARIABLE = "USER_SYSTEM_PARENT"
+"""Pid of the launcher, with which the process ends."""
+NICE_VARIABLE = "USER_SYSTEM_NICE"
+"""Scheduling priority that the process gives itself."""
+
+_PR_SET_PDEATHSIG = 1
+log = logging.getLogger("user_system")
+
+
+@dataclass
+class Life:
+    """A process's beginning and end, as its composition root sees them."""
+
+    ready_file: str = ""
+    """Where to say that it serves; "": nobody waits for that."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set once the process should end."""
+    _calls: list[Callable[[], None]] = field(default_factory=list)
+
+    def ready(self, facts: Mapping[str, Any] | None = None) -> None:
+        """Tell the launcher that this process serves; ``facts`` are for people."""
+        if self.ready_file:
+            text = json.dumps({"pid": os.getpid(), **(facts or {})})
+            write_private(Path(self.ready_file), text)
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run when the process is asked to end; it must return at once."""
+        self._calls.append(call)
+        if self.stop.is_set():
+            call()
+
+    def watch(self) -> None:
+        """Take SIGTERM and SIGINT; again after a library took them (``ray.init`` does)."""
+        signal.signal(signal.SIGTERM, self.end)
+        signal.signal(signal.SIGINT, self.end)
+
+    def end(self, *_: object) -> None:
+        """Ask the process to end; usable as a signal handler."""
+        self.stop.set()
+        for call in self._calls:
+            call()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, atomically: a reader sees all of it or the old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def begin() -> Life:
+    """Do what a launcher cannot safely do between fork and exec: fate and priority.
+
+    The variables are for this process alone and are not handed on: what it starts in turn decides
+    for itself whose end is its own.
+    """
+    parent, nice = os.environ.pop(PARENT_VARIABLE, ""), os.environ.pop(NICE_VARIABLE, "")
+    if parent:
+        _die_with(int(parent))
+    if nice:
+        _set_nice(int(nice))
+    return Life(os.environ.pop(READY_VARIABLE, ""))
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel send SIGTERM when the launcher's main thread ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            raise SystemExit("the launcher ended before this process began")
+
+
+def _set_nice(value: int) -> None:
+    # Raising priority needs a permission that most machines do not give; robots then run at 0.
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+    except PermissionError:
+        if value > 0:
+            raise
+
+
+def exit_status(error: UserSystemError) -> int:
+    """Return the exit status of an error: 2 where only a person can help."""
+    return STATUS_CONFIG if isinstance(error, ConfigError | MissingError | SecurityError) else 1
+
+
+def run(main: Callable[[C, Life], None], config_type: type[C]) -> None:
+    """Run a composition root: ``python -m user_system.cluster.<kind>_host CONFIG.json``."""
+    logging.basicConfig(
+        level=os.environ.get("USER_SYSTEM_LOG", "INFO"),
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
+    life = begin()
+    life.watch()
+    try:
+        if len(sys.argv) != 2:
+            raise ConfigError("this process takes one argument", allowed="the path of its config")
+        main(read_json(sys.argv[1], config_type), life)
+    except UserSystemError as error:
+        log.info("ends with an error", exc_info=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(exit_status(error)) from error
+    except Exception as error:  # top of the process: say it, then let the supervisor decide
+        log.exception("ends with a defect")
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error

@@ -1,0 +1,104 @@
+"""What a run looks like now, as the hub tells it; for terminals, reports and benchmarks."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comms.hub_client import HubClient
+from comms.pb import hub_pb2
+from user_system.cluster import dial
+from user_system.cluster.configs import LinkConfig
+from user_system.cluster.parse import read_json
+
+FILE = "cli.json"
+"""In the run's ``config``: how the command line reaches the hub."""
+
+
+@dataclass(frozen=True)
+class RobotView:
+    """One robot."""
+
+    name: str
+    mode: str
+    online: bool
+    holder: str = ""
+    help: str = ""
+    version: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a run."""
+
+    run: str
+    phase: str
+    version: int
+    """Newest weights."""
+    figures: dict[str, float]
+    robots: tuple[RobotView, ...]
+    evaluations: tuple[dict[str, float], ...]
+    processes: dict[str, dict[str, float]]
+
+    @property
+    def spooled(self) -> float:
+        """Fragments that the head has not acknowledged yet, all robots together."""
+        return max((r.figures.get("spool_fragments", 0.0) for r in self.robots), default=0.0)
+
+    @property
+    def acting(self) -> int:
+        """Oldest version that acts on any robot."""
+        return min((r.version for r in self.robots if r.online), default=0)
+
+
+class Looker:
+    """Asks the hub of a run; a ``with`` block closes the connection.
+
+    Args:
+        run: the run's directory.
+    """
+
+    def __init__(self, run: Path):
+        self._link = read_json(run / "config" / FILE, LinkConfig)
+        self._way = dial.tunnel(self._link)
+        self._hub: HubClient
+
+    def __enter__(self) -> "Looker":
+        self._hub = HubClient(self._way.__enter__())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._way.__exit__(*error)
+
+    def look(self) -> View:
+        """Return what the hub says.
+
+        Raises:
+            LinkError: it cannot be reached.
+        """
+        return view_of(self._hub.status())
+
+
+def view_of(status: hub_pb2.SystemStatus) -> View:
+    """Return a status message as plain values."""
+    return View(
+        run=status.run,
+        phase=status.phase,
+        version=status.policy_version,
+        figures=dict(status.figures),
+        robots=tuple(
+            RobotView(r.name, r.mode, r.online, r.holder, r.help, r.version, dict(r.figures))
+            for r in status.robots
+        ),
+        evaluations=tuple(
+            {
+                "version": e.version,
+                "episodes": e.episodes,
+                "successes": e.successes,
+                "env_steps": e.env_steps,
+                "wall_s": e.wall_s,
+            }
+            for e in status.evaluations
+        ),
+        processes={p.name: dict(p.figures) for p in status.processes},
+    )
