@@ -1,0 +1,150 @@
+"""From a manifest to processes: everybody is told what concerns them, and nothing else."""
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+from user_system.cluster import configs, plan, resources
+from user_system.cluster.compose import Composer
+from user_system.cluster.layout import SOCKET_PATH_MAX, RunDir, open_run, set_aside
+from user_system.cluster.manifest import load_manifest
+from user_system.cluster.parse import read_json
+from user_system.cluster.ports import Ports
+
+DEMO = Path(__file__).parents[2] / "deploy" / "demo.yaml"
+PORTS = Ports(hub=7001, fresh=7002, replay=7003, page=7004, ray=7005, ray_client=7006)
+
+
+def composer(tmp_path: Path, *settings: str, **more) -> Composer:
+    run = RunDir(tmp_path / "run", tmp_path / "short")
+    manifest = load_manifest(DEMO, settings)
+    return Composer(manifest, run, PORTS, cpus=2, **more)
+
+
+def by_name(processes: list[plan.Process]) -> dict[str, plan.Process]:
+    return {process.spec.name: process for process in plan.everything(processes)}
+
+
+def test_what_starts_after_what(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    assert found["hub"].spec.after == ()
+    assert set(found["edge-local"].spec.after) == {"hub", "replay", "world-arm-1", "world-arm-2"}
+    assert found["resources-local"].spec.after == ("ray",)
+    assert found["operator-script"].spec.after == ("teleop",)
+
+
+def test_who_ends_before_whom(tmp_path) -> None:
+    stage = {name: p.spec.stage for name, p in by_name(composer(tmp_path).processes()).items()}
+    assert stage["learner-rlpd"] > stage["edge-local"] > stage["world-arm-1"] > stage["replay"]
+    assert stage["operator-script"] > stage["edge-local"]
+
+
+def test_the_learner_reserves_its_robots_and_no_others(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    assert found["learner-rlpd"].config.robots == ("arm-1", "arm-2")
+    (shown,) = [a for a in found["resources-local"].spec.argv if a.startswith("--resources=")]
+    assert json.loads(shown.removeprefix("--resources=")) == {
+        "robot:arm-1": 1.0,
+        "robot:arm-2": 1.0,
+    }
+
+
+def test_robots_of_two_hosts_get_an_agent_each(tmp_path) -> None:
+    found = by_name(composer(tmp_path, "robots.arm-2.host=bench-2").processes())
+    assert [r.name for r in found["edge-local"].config.robots] == ["arm-1"]
+    assert [r.name for r in found["edge-bench-2"].config.robots] == ["arm-2"]
+    assert found["edge-bench-2"].config.link.name == "bench-2"
+    assert {c.name for c in found["edge-bench-2"].config.children} == {
+        "driver-arm-2", "worker-bench-2-pick",
+    }  # fmt: skip
+
+
+def test_a_robot_without_a_simulation_has_no_world(tmp_path) -> None:
+    made = composer(tmp_path)
+    arm = replace(made.manifest.robots["arm-1"], kind="gymnasium", config=None, rate=1.0)
+    manifest = replace(made.manifest, robots={"arm-1": arm})
+    names = by_name(replace(made, manifest=manifest).processes())
+    assert not [name for name in names if name.startswith("world")]
+    assert names["driver-arm-1"].config.plugin == configs.PluginConfig("gymnasium", None)
+
+
+def test_a_driver_finds_its_own_world(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    for robot in ("arm-1", "arm-2"):
+        world, driver = found[f"world-{robot}"].config, found[f"driver-{robot}"].config
+        assert driver.plugin.config["socket"] == str(world.socket)
+
+
+def test_an_evaluation_has_neither_learner_nor_ray(tmp_path) -> None:
+    names = by_name(composer(tmp_path, learning=False).processes()).keys()
+    assert not {name for name in names if name.startswith(("ray", "resources", "learner"))}
+
+
+def test_configs_come_back_as_they_were_and_only_their_owner_reads_them(tmp_path) -> None:
+    processes = composer(tmp_path, secrets={"script": "s3cret"}).processes()
+    plan.write_configs(processes)
+    for process in plan.everything(processes):
+        if process.config is not None:
+            path = Path(process.spec.argv[3])
+            assert read_json(path, type(process.config)) == process.config
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_secrets_stay_with_those_who_need_them(tmp_path) -> None:
+    made = composer(tmp_path, secrets={"script": "s3cret"}, ray_env=resources.environment("t0ken"))
+    processes = made.processes()
+    plan.write_configs(processes)
+    for process in plan.everything(processes):
+        words = " ".join(process.spec.argv)
+        text = Path(process.spec.argv[3]).read_text() if process.config is not None else ""
+        assert "t0ken" not in words + text, "no file or command line shows Ray's token"
+        assert ("s3cret" in text) == (process.spec.name == "operator-script")
+        speaks_ray = process.spec.name.startswith(("ray", "resources", "learner"))
+        assert ("RAY_AUTH_TOKEN" in process.spec.env) == speaks_ray
+
+
+def test_ray_listens_here_only_and_asks_for_its_token() -> None:
+    argv = resources.head_argv(1, 2, 2, 0, 1, Path("/x"))
+    assert "--node-ip-address=127.0.0.1" in argv
+    assert "--include-dashboard=false" in argv
+    assert "--disable-usage-stats" in argv
+    assert resources.environment("t")["RAY_AUTH_MODE"] == "token"
+
+
+def test_rays_token_is_made_once_and_private(tmp_path) -> None:
+    token = resources.make_token(tmp_path)
+    assert resources.make_token(tmp_path) == token
+    assert len(token) == 64
+    assert stat.S_IMODE((tmp_path / resources.TOKEN_FILE).stat().st_mode) == 0o600
+
+
+def test_sockets_move_out_of_a_deep_directory(tmp_path) -> None:
+    deep = RunDir(tmp_path / ("x" * SOCKET_PATH_MAX), Path("/tmp/short"))
+    assert deep.sockets == Path("/tmp/short/sock")
+    assert RunDir(Path("/r"), Path("/tmp/short")).sockets == Path("/r/sock")
+
+
+def test_an_earlier_run_is_kept(tmp_path) -> None:
+    root = tmp_path / "runs" / "demo"
+    assert set_aside(root) is None
+    for number in (1, 2):
+        root.mkdir(parents=True)
+        (root / "report.json").write_text(str(number))
+        assert set_aside(root) == root.with_name(f"demo.{number}")
+        assert not root.exists()
+    assert root.with_name("demo.1").joinpath("report.json").read_text() == "1"
+
+
+def test_a_run_directory_is_private(tmp_path) -> None:
+    run = open_run(tmp_path / "lab")
+    run.make()
+    assert stat.S_IMODE(run.pki.stat().st_mode) == 0o700
+    run.short.rmdir()
+
+
+def test_the_table_shows_children_below_their_parent(tmp_path) -> None:
+    rows = plan.rows(composer(tmp_path).processes())
+    names = [row[0] for row in rows]
+    assert names[names.index("edge-local") + 1] == "  driver-arm-1"
+    assert all(len(row) == len(plan.COLUMNS) for row in rows)

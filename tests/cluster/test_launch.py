@@ -1,0 +1,185 @@
+"""The launcher starts, restarts and ends exactly what belongs to a run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from user_system.cluster import census
+from user_system.cluster.launch import START_TRIES, ProcessSpec, Supervisor
+from user_system.core.errors import ConfigError, LinkError
+
+pytestmark = pytest.mark.system
+
+BEGIN = "import os, time; from user_system.cluster import process; life = process.begin(); "
+READY = BEGIN + "life.ready(); "
+SLEEP = READY + "time.sleep(600)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+NESTING = (
+    "import subprocess, sys; "
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "start_new_session=True); " + SLEEP
+)
+
+
+def spec(name: str, code: str, **more: object) -> ProcessSpec:
+    return ProcessSpec(name, (sys.executable, "-c", code), **more)  # type: ignore[arg-type]
+
+
+def wait_for(condition, what: str, limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path):
+    made = Supervisor(tmp_path, mark=f"test-{os.getpid()}-{tmp_path.name}")
+    yield made
+    made.stop(grace_s=1.0)
+
+
+def marked(supervisor: Supervisor) -> list[psutil.Process]:
+    return census.members(supervisor.record().mark)
+
+
+def test_starts_in_order_and_ends_everything(supervisor: Supervisor, tmp_path: Path) -> None:
+    supervisor.start([spec("one", SLEEP), spec("two", NESTING, stage=1)], never)
+    wait_for(lambda: len(marked(supervisor)) == 3, "the grandchild runs")
+    assert census.read_record(tmp_path).processes.keys() == {"one", "two"}  # type: ignore[union-attr]
+    mark = supervisor.record().mark
+    supervisor.stop(grace_s=2.0)
+    assert census.members(mark) == []
+    assert census.read_record(tmp_path) is None
+
+
+def test_a_process_starts_once_those_before_it_serve(supervisor: Supervisor, tmp_path) -> None:
+    ready = tmp_path / "ready" / "slow"
+    slow = spec("slow", "import time; time.sleep(0.5); " + SLEEP)
+    code = f"import os; assert os.path.exists({str(ready)!r}); " + SLEEP
+    supervisor.start([spec("late", code, after=("slow",)), slow], never)
+    assert supervisor.pid("late") is not None
+
+
+def test_ends_only_its_own(supervisor: Supervisor, tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    neighbour = Supervisor(tmp_path / "b", mark="another-run")
+    try:
+        neighbour.start([spec("theirs", SLEEP)], never)
+        supervisor.start([spec("ours", SLEEP)], never)
+        supervisor.stop(grace_s=2.0)
+        assert other.poll() is None
+        assert neighbour.pid("theirs") is not None
+    finally:
+        neighbour.stop(grace_s=1.0)
+        other.kill()
+        other.wait()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(supervisor: Supervisor) -> None:
+    supervisor.start([spec("stubborn", STUBBORN)], never)
+    mark = supervisor.record().mark
+    supervisor.stop(grace_s=0.2)
+    assert census.members(mark) == []
+
+
+def test_a_process_takes_its_priority(supervisor: Supervisor) -> None:
+    supervisor.start([spec("meek", SLEEP, nice=7)], never)
+    assert psutil.Process(supervisor.pid("meek")).nice() == 7
+
+
+def test_restarts_what_died(supervisor: Supervisor) -> None:
+    supervisor.start([spec("one", SLEEP)], never)
+    first = supervisor.pid("one")
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+
+    def back() -> bool:
+        supervisor.poll()
+        return supervisor.pid("one") not in (None, first) and supervisor.is_ready("one")
+
+    wait_for(back, "restarted")
+    assert supervisor.stats()["restarts"] == 1
+
+
+def test_config_error_of_a_child_is_the_launchers(supervisor: Supervisor) -> None:
+    code = "import sys; print('error: port 1 is taken', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(ConfigError, match="two: port 1 is taken"):
+        supervisor.start([spec("one", SLEEP), spec("two", code)], never)
+
+
+def test_a_child_that_dies_at_start_is_tried_again_then_named(supervisor: Supervisor) -> None:
+    with pytest.raises(LinkError, match=r"process bad ended with status 3.*bad\.log"):
+        supervisor.start([spec("bad", "print('tried'); raise SystemExit(3)")], never)
+    assert supervisor.log_file("bad").read_text().count("tried") == START_TRIES
+
+
+def test_a_child_that_never_serves_is_named(supervisor: Supervisor) -> None:
+    slow = spec("slow", "import time; time.sleep(600)", ready_after_s=0.3)
+    with pytest.raises(LinkError, match="process slow did not get ready"):
+        supervisor.start([slow], never)
+
+
+def test_a_config_error_after_start_ends_the_run(supervisor: Supervisor) -> None:
+    code = READY + "import sys; print('error: no space', file=sys.stderr); sys.exit(2)"
+    supervisor.start([spec("late", code)], never)
+    with pytest.raises(ConfigError, match="late: no space"):
+        wait_for(lambda: supervisor.poll(), "noticed")  # type: ignore[func-returns-value]
+
+
+def test_an_interrupt_stops_the_start(supervisor: Supervisor) -> None:
+    supervisor.start(
+        [spec("one", "import time; time.sleep(600)"), spec("two", SLEEP, after=("one",))],
+        lambda: bool(supervisor.record().processes),
+    )
+    assert "two" not in supervisor.record().processes
+
+
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from user_system.cluster.launch import ProcessSpec, Supervisor
+code = sys.argv[2]
+made = Supervisor(Path(sys.argv[1]), mark="killed-" + sys.argv[1])
+made.start([ProcessSpec("one", (sys.executable, "-c", code))], lambda: False)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_children_of_a_killed_launcher_end(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", LAUNCHER, str(tmp_path), SLEEP]
+    launcher = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"up\n"
+    mark = f"killed-{tmp_path}"
+    assert len(census.members(mark)) == 1
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    wait_for(lambda: census.members(mark) == [], "the kernel told the child")
+
+
+def test_what_outlives_a_killed_launcher_can_be_ended(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", LAUNCHER, str(tmp_path), STUBBORN]
+    launcher = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"up\n"
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    record = census.read_record(tmp_path)
+    assert record is not None
+    assert not record.launcher_alive
+    assert len(census.end(record.mark, grace_s=0.2)) == 1
+    assert census.members(record.mark) == []

@@ -1,0 +1,223 @@
+"""Every mistake in a manifest is one line: where, what, got, allowed, nearest."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from user_system.cluster.manifest import Manifest, load_manifest
+from user_system.cluster.parse import dump, load
+from user_system.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    utd: int = field(default=1, metadata={"min": 1, "max": 16})
+    table_height_m: float = 0.0
+    timeout_ms: int = 50
+    cameras: tuple[str, ...] = ()
+    layers: tuple[int, int] = (256, 256)
+    mode: Literal["joint", "cartesian"] = "cartesian"
+    mix: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layers[0] < 1:
+            raise ConfigError("layers must be positive", got=self.layers)
+
+
+KNOWN = {
+    "robots": {"sim.franka", "ur"},
+    "cameras": {"realsense"},
+    "tasks": {"sim.pick_cube"},
+    "learners": {"rlpd"},
+}
+
+
+def plugins(group: str, kind: str) -> type | None:
+    if kind not in KNOWN[group]:
+        raise ConfigError(f"no {group} plugin is called {kind!r}", allowed=", ".join(KNOWN[group]))
+    return None if group == "tasks" else FakeConfig
+
+
+GOOD = """\
+name: demo
+robots:
+  arm-1:
+    kind: sim.franka
+    task: pick
+    actor: pick
+    rate: 8
+tasks:
+  pick: {kind: sim.pick_cube}
+learners:
+  rlpd:
+    kind: rlpd
+    publish_every: 500ms
+    config: {utd: 2, table_height: 10cm, layers: [64, 64]}
+actors:
+  pick: {learner: rlpd}
+"""
+
+
+def read(tmp_path: Path, text: str, *settings: str) -> Manifest:
+    path = tmp_path / "lab.yaml"
+    path.write_text(text)
+    return load_manifest(path, settings, plugins)
+
+
+def problems(tmp_path: Path, text: str, *settings: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text, *settings)
+    return [line.replace(f"{tmp_path}/", "") for line in str(caught.value).splitlines()]
+
+
+def test_a_good_one_becomes_typed_values(tmp_path: Path) -> None:
+    manifest = read(tmp_path, GOOD)
+    assert manifest.robots["arm-1"].rate == 8.0
+    assert manifest.learners["rlpd"].publish_every_s == 0.5
+    assert manifest.learners["rlpd"].config == FakeConfig(
+        utd=2, table_height_m=0.1, layers=(64, 64)
+    )
+    assert manifest.robots["arm-1"].config == FakeConfig()
+    assert manifest.run == Path("runs/demo")
+    assert manifest.hosts == ["local"]
+
+
+def test_command_line_overrides(tmp_path: Path) -> None:
+    manifest = read(
+        tmp_path, GOOD, "learners.rlpd.config.utd=4", "robots.arm-1.rate=1", "schedule.demos=3"
+    )
+    assert manifest.learners["rlpd"].config.utd == 4
+    assert manifest.robots["arm-1"].rate == 1.0
+    assert manifest.schedule.demos == 3
+
+
+BAD = [
+    ("rate: 8", "rat: 8", "lab.yaml:7: robots.arm-1.rat: unknown key; got 'rat'; allowed: actor, "
+     "cameras, config, host, kind, previews, rate, task. Did you mean 'rate'?"),
+    ("rate: 8", "rate: fast",
+     "lab.yaml:7: robots.arm-1.rate: wrong type; got 'fast'; allowed: a number"),
+    ("rate: 8", "rate: 0",
+     "lab.yaml:7: robots.arm-1.rate: out of range; got 0; allowed: more than 0.0"),
+    ("rate: 8", "rate: true",
+     "lab.yaml:7: robots.arm-1.rate: wrong type; got True; allowed: a number"),
+    ("rate: 8", "host: [a]",
+     "lab.yaml:7: robots.arm-1.host: wrong type; got a list; allowed: text"),
+    ("kind: sim.franka", "kind: sim.franca",
+     "lab.yaml:4: robots.arm-1.kind: no robots plugin is called 'sim.franca'; allowed: "),
+    ("kind: sim.franka", "kind: ur",
+     "lab.yaml:7: robots.arm-1.rate: 'ur' has no clock of its own; got 8; allowed: 1;"),
+    ("task: pick", "task: pikc",
+     "lab.yaml:5: robots.arm-1.task: not one of the tasks; got 'pikc'; allowed: pick. "
+     "Did you mean 'pick'?"),
+    ("    actor: pick\n", "", "lab.yaml:4: robots.arm-1.actor: missing"),
+    ("learner: rlpd", "learner: sac",
+     "lab.yaml:16: actors.pick.learner: not one of the learners; got 'sac'; allowed: rlpd"),
+    ("publish_every: 500ms", "publish_every: 2",
+     "lab.yaml:13: learners.rlpd.publish_every: wrong type; got 2; allowed: a number with a unit "
+     "(ns, us, ms, s, min, h, d), e.g. 2s"),
+    ("publish_every: 500ms", "publish_every: 2sec",
+     "lab.yaml:13: learners.rlpd.publish_every: wrong type; got '2sec'; allowed: a number with a "
+     "unit (ns, us, ms, s, min, h, d), e.g. 2s"),
+    ("publish_every: 500ms", "publish_every_s: 2s",
+     "lab.yaml:13: learners.rlpd.publish_every_s: unknown key; got 'publish_every_s'"),
+    ("utd: 2", "utd: 2.5",
+     "lab.yaml:14: learners.rlpd.config.utd: wrong type; got 2.5; allowed: a whole number"),
+    ("utd: 2", "utd: 99",
+     "lab.yaml:14: learners.rlpd.config.utd: out of range; got 99; allowed: at most 16"),
+    ("utd: 2", "uttd: 2", "lab.yaml:14: learners.rlpd.config.uttd: unknown key; got 'uttd'; "
+     "allowed: cameras, layers, mix, mode, table_height, timeout, utd. Did you mean 'utd'?"),
+    ("utd: 2", "mode: polar",
+     "lab.yaml:14: learners.rlpd.config.mode: not one of the choices; got 'polar'; allowed: "
+     "cartesian, joint"),
+    ("utd: 2", "mix: {online: half}",
+     "lab.yaml:14: learners.rlpd.config.mix.online: wrong type; got 'half'; allowed: a number"),
+    ("10cm", "10 miles", "lab.yaml:14: learners.rlpd.config.table_height: wrong type; "
+     "got '10 miles'; allowed: a number with a unit (mm, cm, m)"),
+    ("utd: 2", "timeout: 1us", "lab.yaml:14: learners.rlpd.config.timeout: wrong type; got '1us'; "
+     "allowed: a whole number after conversion"),
+    ("[64, 64]", "[64]",
+     "lab.yaml:14: learners.rlpd.config.layers: wrong type; got a list; allowed: a list of 2"),
+    ("[64, 64]", "[0, 64]",
+     "lab.yaml:14: learners.rlpd.config: layers must be positive; got (0, 64)"),
+    ("{kind: sim.pick_cube}", "{kind: sim.pick_cube, config: {size: 1}}",
+     "lab.yaml:9: tasks.pick.config: 'sim.pick_cube' takes no configuration"),
+    ("{kind: sim.pick_cube}", "sim.pick_cube",
+     "lab.yaml:9: tasks.pick: wrong type; got 'sim.pick_cube'; allowed: a mapping"),
+    ("tasks:", "  arm-1: {kind: sim.franka, task: pick, actor: pick}\ntasks:",
+     "lab.yaml:8: arm-1: given twice; got a first one at lab.yaml:3"),
+    ("  arm-1:", "  arm 1!:", "lab.yaml:4: robots.arm 1!: not a name; got 'arm 1!'"),
+    ("name: demo", "nam: demo", "lab.yaml:1: name: missing"),
+    ("name: demo", "name: demo\nteleop: {port: 70000}",
+     "lab.yaml:2: teleop.port: out of range; got 70000; allowed: at most 65535"),
+    ("name: demo", "name: demo\nreplay: {size: 2GB!}", "lab.yaml:2: replay.size: wrong type"),
+    ("name: demo", "name: demo\nreplay: {size: 100}",
+     "lab.yaml:2: replay.size: wrong type; got 100; allowed: a number with a unit"),
+    ("name: demo", "name: demo\ntunnel: {kind: wireguard}",
+     "lab.yaml:2: tunnel.kind: not one of the choices; got 'wireguard'; allowed: direct"),
+    ("name: demo", "name: demo\nschedule: {eval_pass: 30}",
+     "lab.yaml:2: schedule: eval_pass must lie within an evaluation set; got 30; allowed: 1..20"),
+    ("name: demo", "name: demo\nschedule: {run: x}", "lab.yaml:2: schedule.run: unknown key"),
+    ("name: demo", "name: demo\noperators: {ann: {robots: [arm-9]}}",
+     "lab.yaml:2: operators.ann.robots: not one of the robots; got 'arm-9'; allowed: arm-1. "
+     "Did you mean 'arm-1'?"),
+    ("name: demo", "name: [demo", "lab.yaml:2: not YAML: "),
+    ("  pick: {learner: rlpd}", "  pick: {learner: rlpd}\n  idle: {learner: rlpd}",
+     "lab.yaml:17: actors.idle: no robot names this actor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line"), BAD, ids=[f"{o}->{n}"[:40] for o, n, _ in BAD])
+def test_each_mistake_is_one_exact_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+    assert old in GOOD
+    found = problems(tmp_path, GOOD.replace(old, new, 1))
+    assert any(text.startswith(line) for text in found), found
+
+
+def test_all_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("rate: 8", "rate: fast").replace("task: pick", "tsk: pick")
+    found = problems(tmp_path, text.replace("learner: rlpd", "learner: sac"), "schdule.demos=3")
+    places = [re.match(r"[^:]+:?\d*: [\w.-]+", line).group() for line in found]  # type: ignore[union-attr]
+    assert places == [
+        "--set schdule.demos: schdule",
+        "lab.yaml:5: robots.arm-1.tsk",
+        "lab.yaml:4: robots.arm-1.task",
+        "lab.yaml:7: robots.arm-1.rate",
+        "lab.yaml:16: actors.pick.learner",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("learners.rlpd.config.utd", "--set: not a setting; got learners.rlpd.config.utd"),
+        ("robots.arm-1.rate=slow", "--set robots.arm-1.rate: robots.arm-1.rate: wrong type"),
+        ("robots.arm-2.rate=2", "--set robots.arm-2.rate: robots.arm-2.kind: missing"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, setting: str, line: str) -> None:
+    found = problems(tmp_path, GOOD, setting)
+    assert any(text.startswith(line) for text in found), found
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read; got No such file"):
+        load_manifest(tmp_path / "none.yaml")
+
+
+def test_nothing_in_a_file_makes_python_run(tmp_path: Path) -> None:
+    text = GOOD.replace("name: demo", "name: !!python/object/apply:os.getcwd []")
+    with pytest.raises(ConfigError):
+        read(tmp_path, text)
+
+
+def test_per_process_files_repeat_exactly() -> None:
+    config = FakeConfig(utd=3, table_height_m=0.2, layers=(8, 8), mix={"online": 0.5})
+    assert load(FakeConfig, dump(config)) == config
+
+
+def test_per_process_files_are_strict() -> None:
+    with pytest.raises(ConfigError, match="unknown key; got 'utdd'"):
+        load(FakeConfig, {"utdd": 1})

@@ -1,0 +1,107 @@
+"""First and last things of every process: config in, signals, one error line, exit status."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from user_system.cluster import process
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from user_system.cluster.process import run
+from user_system.core import errors
+
+@dataclass(frozen=True)
+class Config:
+    say: str = "hello"
+
+def main(config, life):
+    if config.say == "config":
+        raise errors.ConfigError("a port is taken", got=7)
+    if config.say == "link":
+        raise errors.LinkError("nobody is there")
+    if config.say == "defect":
+        raise ZeroDivisionError("oops")
+    life.ready({"say": config.say})
+    life.stop.wait()
+    print("ended in order")
+
+run(main, Config)
+"""
+
+
+def start(tmp_path: Path, config: object, **env: str) -> subprocess.Popen[str]:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(program), str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env or None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "status", "last"),
+    [
+        ({"say": "config"}, 2, "error: a port is taken; got 7"),
+        ({"say": "link"}, 1, "error: nobody is there"),
+        ({"say": "defect"}, 1, "error: ZeroDivisionError: oops"),
+        ({"sya": "x"}, 2, "sya: unknown key; got 'sya'; allowed: say. Did you mean 'say'?"),
+        ({"say": 3}, 2, "say: wrong type; got 3; allowed: text"),
+    ],
+)
+def test_status_and_last_line(tmp_path, config, status, last) -> None:
+    out, err = start(tmp_path, config).communicate(timeout=60)
+    assert err.splitlines()[-1].endswith(last)
+    assert out == ""
+    done = start(tmp_path, config)
+    done.communicate(timeout=60)
+    assert done.returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_that_it_serves_and_ends_in_order(tmp_path, number) -> None:
+    ready = tmp_path / "ready" / "it"
+    child = start(tmp_path, {"say": "hi"}, USER_SYSTEM_READY=str(ready))
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert json.loads(ready.read_text()) == {"pid": child.pid, "say": "hi"}
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=60)
+    assert (out, child.returncode) == ("ended in order\n", 0)
+
+
+def test_late_listeners_hear_of_the_end_too() -> None:
+    life, heard = process.Life(), []
+    life.on_end(lambda: heard.append("first"))
+    life.end()
+    life.on_end(lambda: heard.append("second"))
+    assert heard == ["first", "second"]
+
+
+def test_what_was_meant_for_a_process_is_not_handed_on(monkeypatch) -> None:
+    monkeypatch.setenv(process.READY_VARIABLE, "/x")
+    monkeypatch.setenv(process.NICE_VARIABLE, "0")
+    assert process.begin().ready_file == "/x"
+    assert process.begin().ready_file == ""
+
+
+def test_private_files_are_whole_and_private(tmp_path) -> None:
+    path = tmp_path / "a" / "secret"
+    process.write_private(path, "one")
+    process.write_private(path, "two")
+    assert path.read_text() == "two"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,94 @@
+"""Progress and report say what the hub says."""
+
+import io
+import json
+
+from rich.console import Console
+
+from user_system.cluster import report, status
+from user_system.cluster.progress import HEADINGS, LINE_S, Progress, cells
+from user_system.core.types import Purpose
+
+VIEW = status.View(
+    run="demo",
+    phase="train",
+    version=12,
+    figures={
+        "env_steps": 1234.0, "success_rate": 0.5, "intervention_rate": 0.25, "updates_per_s": 99.6,
+        "weights_age_s": 0.31, "episodes": 40.0, "freeze_version": 9.0, "freeze_env_steps": 900.0,
+    },
+    robots=(
+        status.RobotView("arm-1", "auto", True, version=12, figures={"spool_fragments": 3.0}),
+        status.RobotView("arm-2", "hold", True, "ann", "Waits.", 11, {"spool_fragments": 3.0}),
+    ),
+    evaluations=(
+        {"version": 0, "episodes": 20, "successes": 1, "env_steps": 0, "wall_s": 9.0},
+    ),
+    processes={},
+)  # fmt: skip
+
+JOURNAL = [
+    {"purpose": int(Purpose.COLLECT), "steps": 50, "human_steps": 50, "env_steps": 50,
+     "success_rate": 0.0, "intervention_rate": 0.0},
+    {"purpose": int(Purpose.TRAIN), "steps": 40, "human_steps": 10, "env_steps": 90,
+     "success_rate": 0.5, "intervention_rate": 0.25},
+    {"purpose": int(Purpose.TRAIN), "steps": 40, "human_steps": 0, "env_steps": 130,
+     "success_rate": 0.6, "intervention_rate": 0.2},
+]  # fmt: skip
+
+
+def test_the_figures_stand_under_their_headings() -> None:
+    assert dict(zip(HEADINGS, cells(VIEW), strict=True)) == {
+        "phase": "train", "env steps": "1234", "success": "50%", "helped": "25%",
+        "updates/s": "100", "version": "12", "stale": "0.3 s", "spool": "3",
+    }  # fmt: skip
+    assert VIEW.acting == 11
+
+
+def test_plain_lines_come_every_few_seconds(monkeypatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    now, out = [100.0], io.StringIO()
+    with Progress(console=Console(file=out, width=200), clock=lambda: now[0]) as progress:
+        for _ in range(4):
+            progress.show(VIEW)
+            now[0] += LINE_S / 2
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[   0.0 s] evaluation of version 0: 1/20 after 0 env steps"
+    assert len(lines) == 3, "an evaluation once, and two lines in two periods"
+    assert "env steps 1234 · success 50%" in lines[1]
+
+
+def test_a_terminal_shows_a_live_table(monkeypatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    with Progress("http://here", console=console) as progress:
+        progress.show(VIEW)
+    assert "http://here" in out.getvalue()
+    assert "Waits." in out.getvalue()
+    assert "1234" in out.getvalue()
+
+
+def test_a_report_holds_what_it_must(tmp_path) -> None:
+    made = report.make(VIEW, JOURNAL, seed=7, wall_s=12.5)
+    assert made["seed"] == 7
+    assert made["wall_s"] == 12.5
+    assert made["env_steps"] == 1234
+    assert made["episodes"] == 40
+    assert made["success_rate"] == 0.5
+    assert made["intervention_rate"] == 10 / 80, "of training steps; demonstrations do not count"
+    assert made["freeze"] == {"version": 9.0, "env_steps": 900.0}
+    assert made["versions"]["user-system"]
+    assert json.loads(report.write(tmp_path, made).read_text()) == made
+
+
+def test_the_final_judgement_is_the_success_rate() -> None:
+    figures = {**VIEW.figures, "final_success": 0.97}
+    view = status.View("r", "done", 1, figures, (), (), {})
+    assert report.make(view, [], seed=0, wall_s=1.0)["success_rate"] == 0.97
+
+
+def test_the_learning_curve_is_a_picture(tmp_path) -> None:
+    path = report.draw(tmp_path, JOURNAL, VIEW.evaluations)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert report.draw(tmp_path, [], []) == path, "a run that ended at once has an empty one"

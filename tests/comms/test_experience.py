@@ -1,0 +1,722 @@
+"""Experience from spool to store: exactly once, in order, whatever breaks in between."""
+
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comms import experience_client
+from comms.credentials import AllowList, Credentials
+from comms.experience_client import ExperienceClient, label, replay_stats
+from comms.experience_service import ExperienceService
+from comms.serving import Server, serve
+from comms.tunnel import DirectTunnel, Endpoints
+from user_system.codec import fragments as codec
+from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError
+from user_system.core.ports import Outbox, Refused
+from user_system.core.types import Array, Fragment
+from user_system.edge.spool import Spool
+from user_system.replay.queue import Queue
+from user_system.replay.store import Store
+
+GENEROUS_S = 60.0
+"""Bounds hangs only."""
+
+Source = tuple[str, int]
+
+
+class ModelIngest:
+    """The replay buffer as a dict; what ``append`` promised survives everything."""
+
+    def __init__(self) -> None:
+        self.stored: dict[Source, list[Fragment]] = defaultdict(list)
+        self.next: dict[Source, int] = defaultdict(int)
+        self.order: list[tuple[str, int, int]] = []
+        self.commits: list[int] = []
+        self.skipped: list[Refused] = []
+        self.refusals: list[Refused] = []
+        self.labels: list[Any] = []
+        self.refuse: set[tuple[str, int, int]] = set()
+        self.fail: Callable[[], bool] = lambda: False
+        self.lock = threading.Lock()
+
+    def expected(self, producer: str, epoch: int) -> int:
+        return self.next[producer, epoch]
+
+    def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        if self.fail():
+            raise StoreError("the disk failed") from OSError(28, "No space left on device")
+        refused = []
+        with self.lock:
+            self.commits.append(len(fragments))
+            for fragment in fragments:
+                header = fragment.header
+                source = header.producer, header.epoch
+                if header.sequence != self.next[source]:
+                    continue
+                self.next[source] += 1
+                if (*source, header.sequence) in self.refuse:
+                    refused.append(Refused(*source, header.sequence, "wrong shape"))
+                    self.refusals.append(refused[-1])
+                    continue
+                self.stored[source].append(fragment)
+                self.order.append((*source, header.sequence))
+        return refused
+
+    def skip(self, refused: Refused) -> None:
+        source = refused.producer, refused.epoch
+        if self.next[source] == refused.sequence:
+            self.next[source] += 1
+            self.skipped.append(refused)
+
+    def refused(self, producer: str, epoch: int, start: int) -> Sequence[Refused]:
+        known = [*self.skipped, *self.refusals]
+        source = producer, epoch
+        return [r for r in known if (r.producer, r.epoch) == source and r.sequence >= start]
+
+    def label(
+        self, episode: str, name: str, version: str, success: bool | None, values: Array | None
+    ) -> None:
+        self.labels.append((episode, name, version, success, values))
+
+    def stats(self) -> Mapping[str, float]:
+        return {"stored": float(sum(map(len, self.stored.values())))}
+
+
+class ModelOutbox:
+    """The spool as a dict."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Source, dict[int, Fragment]] = defaultdict(dict)
+        self.aside: list[Refused] = []
+        self.news = threading.Condition()
+        self.count = self.seen = 0
+
+    def put(self, fragment: Fragment) -> None:
+        with self.news:
+            header = fragment.header
+            self.kept[header.producer, header.epoch][header.sequence] = fragment
+            self.count += 1
+            self.news.notify_all()
+
+    def sources(self) -> Sequence[Source]:
+        with self.news:
+            return sorted((s for s, kept in self.kept.items() if kept), key=lambda s: -s[1])
+
+    def read(self, producer: str, epoch: int, start: int, limit: int) -> Sequence[Fragment]:
+        with self.news:
+            kept = self.kept[producer, epoch]
+            return [kept[k] for k in sorted(kept) if k >= start][:limit]
+
+    def forget(self, producer: str, epoch: int, below: int) -> None:
+        with self.news:
+            kept = self.kept[producer, epoch]
+            for sequence in [k for k in kept if k < below]:
+                del kept[sequence]
+            self.news.notify_all()
+
+    def set_aside(self, refused: Refused) -> None:
+        with self.news:
+            self.kept[refused.producer, refused.epoch].pop(refused.sequence, None)
+            self.aside.append(refused)
+
+    def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
+        with self.news:
+            keys = {(r.producer, r.epoch, r.sequence): r for r in self.aside}
+            return keys.get((producer, epoch, sequence))
+
+    def wait(self, timeout_s: float) -> bool:
+        with self.news:
+            came = self.news.wait_for(lambda: self.count > self.seen, timeout_s)
+            self.seen = self.count
+            return came
+
+    def wait_empty(self) -> None:
+        with self.news:
+            assert self.news.wait_for(lambda: not any(self.kept.values()), GENEROUS_S), self.left()
+
+    def left(self) -> dict[Source, int]:
+        return {source: len(kept) for source, kept in self.kept.items() if kept}
+
+
+class Head:
+    """The replay process: can be stopped and started again on the same store and port."""
+
+    def __init__(
+        self, ingest: ModelIngest, credentials: Credentials, allow: AllowList, **options: Any
+    ):
+        self.ingest, self.credentials, self.allow, self.options = (
+            ingest,
+            credentials,
+            allow,
+            options,
+        )
+        self.server: Server | None = None
+        self.service: ExperienceService | None = None
+
+    def start(self, port: int = 0) -> int:
+        self.service = ExperienceService(self.ingest, **self.options)
+        self.server = serve(
+            [self.service],
+            credentials=self.credentials,
+            allow=self.allow,
+            address=f"127.0.0.1:{port}",
+        )
+        return self.server.port
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        if self.server:
+            self.server.stop(grace_s)
+
+
+@pytest.fixture
+def ingest() -> ModelIngest:
+    return ModelIngest()
+
+
+@pytest.fixture
+def outbox() -> ModelOutbox:
+    return ModelOutbox()
+
+
+@pytest.fixture
+def head(
+    ingest: ModelIngest, credentials: Callable[[str], Credentials], allow: AllowList
+) -> Iterator[Head]:
+    head = Head(ingest, credentials("replay"), allow)
+    yield head
+    head.stop()
+
+
+@contextmanager
+def client_of(
+    port: int, outbox: Outbox, credentials: Credentials, host: str = "host-1"
+) -> Iterator[ExperienceClient]:
+    tunnel = DirectTunnel(Endpoints(replay=f"127.0.0.1:{port}"), credentials)
+    client = ExperienceClient(tunnel, outbox, host)
+    client.start()
+    try:
+        yield client
+    finally:
+        client.close()
+        tunnel.close()
+
+
+def check_exactly_once(ingest: ModelIngest, made: Mapping[Source, int]) -> None:
+    assert {source: len(kept) for source, kept in ingest.stored.items() if kept} == dict(made)
+    for source, kept in ingest.stored.items():
+        assert [f.header.sequence for f in kept] == list(range(made[source])), source
+        for fragment in kept:
+            assert float(fragment.observation["q"][0, 0]) == float(fragment.header.sequence)
+
+
+def test_what_is_put_arrives_and_is_forgotten(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    for k in range(200):
+        outbox.put(make_fragment(sequence=k, image=4))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        outbox.wait_empty()
+        for k in range(200, 300):  # and while connected, a source that was empty at Hello too
+            outbox.put(make_fragment(sequence=k))
+            outbox.put(make_fragment("arm-2", 3, k - 200))
+        outbox.wait_empty()
+        assert client.stats()["refused"] == 0
+        assert client.stats()["connected"] == 1
+    check_exactly_once(ingest, {("arm-1", 0): 300, ("arm-2", 3): 100})
+    assert ingest.stored["arm-1", 0][7].observation["wrist"].shape == (2, 4, 4, 3)
+    assert max(ingest.commits) > 1, "fragments were not committed in groups"
+    assert max(ingest.commits) <= 64
+
+
+def test_an_idle_source_goes_on_after_a_break(
+    cutter: Any,
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """At the second Hello the outbox is empty, so Welcome says nothing of the source."""
+    cutter.target = head.start()
+    with client_of(cutter.port, outbox, credentials("host-1")) as client:
+        for k in range(10):
+            outbox.put(make_fragment(sequence=k))
+        outbox.wait_empty()
+        cutter.cut()
+        deadline = time.monotonic() + GENEROUS_S
+        while client.stats()["sessions"] < 2 or not client.stats()["connected"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for k in range(10, 20):
+            outbox.put(make_fragment(sequence=k))
+        outbox.wait_empty()
+        assert client.stats()["under_way"] == 0
+    check_exactly_once(ingest, {("arm-1", 0): 20})
+
+
+@pytest.mark.parametrize("seed", random.SystemRandom().sample(range(10**6), 3))
+def test_exactly_once_over_cuts_and_restarts(
+    seed: int,
+    cutter: Any,
+    head: Head,
+    ingest: ModelIngest,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """Two hosts, three robots, two epochs each; links cut, replay restarted, disk failing."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    stop = threading.Event()
+    ingest.fail = lambda: rng.random() < 0.05 and not stop.is_set()
+    cutter.target = head.start()
+    producers = {"host-1": ["arm-1", "arm-2"], "host-2": ["arm-3"]}
+    outboxes = {host: ModelOutbox() for host in producers}
+    made: dict[Source, int] = defaultdict(int)
+
+    def disturb() -> None:
+        while not stop.wait(rng.uniform(0.02, 0.3)):
+            if rng.random() < 0.3:
+                head.stop()
+                cutter.target = head.start()
+            cutter.cut()
+
+    with (
+        client_of(cutter.port, outboxes["host-1"], credentials("host-1")),
+        client_of(cutter.port, outboxes["host-2"], credentials("host-2"), "host-2"),
+    ):
+        trouble = threading.Thread(target=disturb)
+        trouble.start()
+        for k in range(400):
+            for host, names in producers.items():
+                for name in names:
+                    source = (name, 1 + (k >= 200))
+                    outboxes[host].put(make_fragment(*source, made[source]))
+                    made[source] += 1
+            time.sleep(0.004)
+        stop.set()
+        trouble.join()
+        for outbox in outboxes.values():
+            outbox.wait_empty()
+    check_exactly_once(ingest, made)
+
+
+def test_exactly_once_from_the_real_spool_into_the_real_store(
+    tmp_path: Path,
+    cutter: Any,
+    credentials: Callable[[str], Credentials],
+    allow: AllowList,
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """The same with the parts that are used: agent and replay restart, the link is cut."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    made: dict[Source, int] = {}
+    appended = 0.0
+    store = Store(tmp_path / "replay").open(create=True)
+    head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
+    cutter.target = head.start()
+    for _ in range(3):  # three lives of the agent
+        queue = Queue(tmp_path / "spool").open(create=True)
+        spool = Spool(queue, quota_bytes=1 << 30)
+        spool.start(tmp_path / "journals")
+        epochs = {name: spool.begin_epoch(name) for name in ("arm-1", "arm-2")}
+        with client_of(cutter.port, spool, credentials("host-1")):
+            for sequence in range(100):
+                for source in epochs.items():
+                    fragment = make_fragment(*source, sequence, image=8, final=sequence % 5 == 4)
+                    spool.put(fragment)
+                    made[source] = sequence + 1
+                if rng.random() < 0.05:
+                    cutter.cut()
+                if rng.random() < 0.03:
+                    head.stop()
+                    appended += store.stats()["appended_fragments"]
+                    store.close()
+                    head.ingest = store = Store(tmp_path / "replay").open()  # type: ignore[assignment]
+                    cutter.target = head.start()
+                time.sleep(0.003)
+        spool.close()
+        queue.close()
+    queue = Queue(tmp_path / "spool").open()
+    spool = Spool(queue, quota_bytes=1 << 30)
+    spool.start(tmp_path / "journals")
+    with client_of(cutter.port, spool, credentials("host-1")):
+        deadline = time.monotonic() + GENEROUS_S
+        while spool.sources():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    head.stop()
+    assert {source: store.expected(*source) for source in made} == made
+    appended += store.stats()["appended_fragments"]
+    assert appended == sum(made.values()), "something was stored twice or refused"
+    store.close()
+    spool.close()
+    queue.close()
+
+
+def test_live_data_goes_before_what_an_outage_left(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    for k in range(300):
+        outbox.put(make_fragment("arm-1", 1, k))
+    for k in range(30):
+        outbox.put(make_fragment("arm-1", 2, k))
+        outbox.put(make_fragment("arm-2", 2, k))
+    with client_of(head.start(), outbox, credentials("host-1")):
+        outbox.wait_empty()
+    first = ingest.order[:60]
+    assert {epoch for _, epoch, _ in first} == {2}
+    # And no robot waits until the other one is through.
+    assert {producer for producer, _, _ in first[:20]} == {"arm-1", "arm-2"}
+    check_exactly_once(ingest, {("arm-1", 1): 300, ("arm-1", 2): 30, ("arm-2", 2): 30})
+
+
+def test_refused_fragments_are_set_aside_and_block_nothing(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    ingest.refuse = {("arm-1", 0, 3), ("arm-1", 0, 4)}
+    for k in range(10):
+        outbox.put(make_fragment(sequence=k))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        outbox.wait_empty()
+        assert client.stats()["refused"] == 2
+    assert [(r.sequence, r.reason) for r in outbox.aside] == [
+        (3, "wrong shape"),
+        (4, "wrong shape"),
+    ]
+    assert [f.header.sequence for f in ingest.stored["arm-1", 0]] == [0, 1, 2, 5, 6, 7, 8, 9]
+
+
+def test_a_refusal_whose_answer_was_lost_is_set_aside_all_the_same(
+    cutter: Any,
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """The link breaks after the refusal and before its Ack: Welcome must say it again."""
+    ingest.refuse = {("arm-1", 0, 1)}
+    append, broken = ingest.append, threading.Event()
+
+    def then_break(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        refused = append(fragments)
+        if refused and not broken.is_set():
+            broken.set()
+            cutter.moving.clear()
+            cutter.cut()
+            time.sleep(0.3)
+            cutter.moving.set()
+        return refused
+
+    ingest.append = then_break  # type: ignore[method-assign]
+    for k in range(4):
+        outbox.put(make_fragment(sequence=k))
+    cutter.target = head.start()
+    with client_of(cutter.port, outbox, credentials("host-1")) as client:
+        outbox.wait_empty()
+        assert client.stats()["sessions"] >= 2
+        assert client.stats()["refused"] == 0, "the Ack was heard: nothing is shown"
+    assert [(r.sequence, r.reason) for r in outbox.aside] == [(1, "wrong shape")]
+    assert [f.header.sequence for f in ingest.stored["arm-1", 0]] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("where", [0, 3, 9])
+@pytest.mark.parametrize("known", [True, False], ids=["at hello", "while connected"])
+def test_what_the_spool_lost_is_passed_over(
+    where: int,
+    known: bool,
+    tmp_path: Path,
+    credentials: Callable[[str], Credentials],
+    allow: AllowList,
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """A damaged item goes to quarantine, and all behind it arrive, in this session or the next."""
+    store = Store(tmp_path / "replay").open(create=True)
+    head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
+    port = head.start()
+    queue = Queue(tmp_path / "spool").open(create=True)
+    spool = Spool(queue, quota_bytes=1 << 30)
+    spool.start(tmp_path / "journals")
+    epoch = spool.begin_epoch("arm-1")
+
+    def put(first: int, last: int) -> None:
+        for k in range(first, last):
+            damaged = k == where
+            data = b"not a fragment" if damaged else codec.encode(make_fragment("arm-1", epoch, k))
+            queue.append("arm-1", epoch, k, data)
+
+    def drained() -> None:
+        deadline = time.monotonic() + GENEROUS_S
+        while spool.sources():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    if known:
+        put(0, 10)
+    with client_of(port, spool, credentials("host-1")):
+        if not known:
+            put(0, 10)
+        drained()
+    with client_of(port, spool, credentials("host-1")):
+        put(10, 20)
+        drained()
+        while store.expected("arm-1", epoch) < 20:  # what came last may be under way
+            time.sleep(0.01)
+    assert store.stats()["appended_fragments"] == 19
+    assert store.stats()["skipped"] == 1
+    (why,) = store.refused("arm-1", epoch, 0)
+    assert why.sequence == where
+    assert "lost on its host" in why.reason
+    assert [a.sequence for a in queue.aside()] == [where]
+    head.stop()
+    for part in (store, spool, queue):
+        part.close()
+
+
+def test_a_producer_that_fits_no_key_ends_its_own_stream_only(
+    tmp_path: Path,
+    credentials: Callable[[str], Credentials],
+    allow: AllowList,
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    store = Store(tmp_path / "replay").open(create=True)
+    head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
+    port = head.start()
+    bad, good = ModelOutbox(), ModelOutbox()
+    with (
+        client_of(port, bad, credentials("host-1")) as one,
+        client_of(port, good, credentials("host-2"), "host-2") as other,
+    ):
+        good.put(make_fragment("arm-2", 0, 0))
+        good.wait_empty()
+        bad.put(make_fragment("a\0b", 0, 0))
+        deadline = time.monotonic() + GENEROUS_S
+        while one.stats()["sessions"] < 3:
+            good.put(make_fragment("arm-2", 0, store.expected("arm-2", 0)))
+            good.wait_empty()
+            assert time.monotonic() < deadline
+        assert other.stats()["sessions"] == 1
+    head.stop()
+    store.close()
+
+
+def test_a_fragment_that_breaks_the_store_stops_no_other_host(
+    head: Head,
+    ingest: ModelIngest,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """Whatever the store trips over: the other host goes on, even in the same group commit."""
+    append = ingest.append
+
+    def trip(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        if any(f.header.producer == "arm-1" for f in fragments):
+            raise ZeroDivisionError
+        return append(fragments)
+
+    ingest.append = trip  # type: ignore[method-assign]
+    head.options = {"commit_ms": 50.0}
+    port = head.start()
+    bad, good = ModelOutbox(), ModelOutbox()
+    bad.put(make_fragment("arm-1", 0, 0))
+    for k in range(200):
+        good.put(make_fragment("arm-2", 0, k))
+    with (
+        client_of(port, bad, credentials("host-1")) as one,
+        client_of(port, good, credentials("host-2"), "host-2") as other,
+    ):
+        deadline = time.monotonic() + GENEROUS_S
+        while one.stats()["sessions"] < 3:
+            good.put(make_fragment("arm-2", 0, ingest.expected("arm-2", 0)))
+            good.wait_empty()
+            assert time.monotonic() < deadline
+        assert other.stats()["sessions"] == 1
+    assert bad.left() == {("arm-1", 0): 1}
+
+
+def test_a_fragment_that_cannot_travel_is_set_aside(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experience_client, "MAX_MESSAGE", (64 << 10) + 20_000)
+    for k in range(5):
+        fragment = make_fragment(sequence=k)
+        if k == 2:
+            noise = np.random.default_rng(0).random((2, 100_000))
+            fragment.observation["noise"] = noise  # type: ignore[index]
+        outbox.put(fragment)
+    with client_of(head.start(), outbox, credentials("host-1")):
+        outbox.wait_empty()
+    assert [r.sequence for r in outbox.aside] == [2]
+    assert [r.sequence for r in ingest.skipped] == [2]
+    assert [f.header.sequence for f in ingest.stored["arm-1", 0]] == [0, 1, 3, 4]
+
+
+def test_a_gap_sends_the_host_back(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """The store loses one fragment without an error: the host hears what is expected."""
+    lost = iter([True])
+    append = ingest.append
+
+    def forgetful(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        drop = any(f.header.sequence == 3 for f in fragments) and next(lost, False)
+        return append([f for f in fragments if not (drop and f.header.sequence == 3)])
+
+    ingest.append = forgetful  # type: ignore[method-assign]
+    for k in range(100):
+        outbox.put(make_fragment(sequence=k))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        outbox.wait_empty()
+        assert client.stats()["gaps"] >= 1
+        assert client.stats()["sessions"] == 1
+    check_exactly_once(ingest, {("arm-1", 0): 100})
+
+
+def test_store_failure_acknowledges_nothing_and_the_host_retries(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    failing = threading.Event()
+    failing.set()
+    ingest.fail = failing.is_set
+    for k in range(20):
+        outbox.put(make_fragment(sequence=k))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        deadline = time.monotonic() + GENEROUS_S
+        while client.stats()["sessions"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert outbox.left() == {("arm-1", 0): 20}
+        assert not ingest.order
+        failing.clear()
+        outbox.wait_empty()
+    check_exactly_once(ingest, {("arm-1", 0): 20})
+
+
+def test_never_more_than_the_credit_is_under_way(
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    allow: AllowList,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    head = Head(ingest, credentials("replay"), allow, credit=4)
+    gate = threading.Event()
+    append = ingest.append
+
+    def slow(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        gate.wait(GENEROUS_S)
+        return append(fragments)
+
+    ingest.append = slow  # type: ignore[method-assign]
+    for k in range(50):
+        outbox.put(make_fragment(sequence=k))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        deadline = time.monotonic() + GENEROUS_S
+        while client.stats()["sent"] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)  # more would have been sent by now
+        assert client.stats()["sent"] == 4
+        assert client.stats()["under_way"] == 4
+        gate.set()
+        outbox.wait_empty()
+    assert max(ingest.commits) <= 4
+    head.stop()
+    check_exactly_once(ingest, {("arm-1", 0): 50})
+
+
+def test_a_replay_that_lost_its_disk_is_noticed(
+    head: Head,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """The spool begins at 5, the store wants 0: nothing is invented, other sources go on."""
+    for k in range(5, 8):
+        outbox.put(make_fragment("arm-1", 1, k))
+    outbox.put(make_fragment("arm-1", 2, 0))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        deadline = time.monotonic() + GENEROUS_S
+        while not client.stats()["stuck"] or ("arm-1", 2) in outbox.left():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert outbox.left() == {("arm-1", 1): 3}
+
+
+def test_a_host_cannot_speak_for_another(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbox.put(make_fragment())
+    with client_of(head.start(), outbox, credentials("host-1"), host="host-2") as client:
+        deadline = time.monotonic() + GENEROUS_S
+        while client.stats()["sessions"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not ingest.order
+    assert "another name" in caplog.text
+
+
+def test_labels_and_stats(
+    head: Head, ingest: ModelIngest, credentials: Callable[[str], Credentials]
+) -> None:
+    port = head.start()
+    tunnel = DirectTunnel(Endpoints(replay=f"127.0.0.1:{port}"), credentials("learner"))
+    label(tunnel, "e", "success", "1", success=True)
+    label(tunnel, "e", "reward", "2", values=np.array([1.0, 2.0], np.float32))
+    assert ingest.labels[0] == ("e", "success", "1", True, None)
+    assert ingest.labels[1][3] is None
+    np.testing.assert_array_equal(ingest.labels[1][4], [1, 2])
+    with pytest.raises(SpecError, match="needs an episode"):
+        label(tunnel, "", "success", "1")
+    assert replay_stats(tunnel)["stored"] == 0
+    tunnel.close()
+
+    robot = DirectTunnel(Endpoints(replay=f"127.0.0.1:{port}"), credentials("host-1"))
+    with pytest.raises(SecurityError, match="may not call"):
+        label(robot, "e", "success", "1")
+    robot.close()
+    head.stop()
+    gone = DirectTunnel(Endpoints(replay=f"127.0.0.1:{port}"), credentials("learner"))
+    with pytest.raises(LinkError, match="could not label"):
+        label(gone, "e", "success", "1")
+    gone.close()

@@ -1,0 +1,615 @@
+"""One robot's loop with driver, worker and time in the test's hands."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from user_system.codec.fragments import check
+from user_system.core.clock import RobotClock, WallClock
+from user_system.core.errors import StoreError
+from user_system.core.interfaces import Draw, Judgement, ResetPlan
+from user_system.core.modes import Mode
+from user_system.core.ports import Refused
+from user_system.core.types import End, Plan, Purpose, Reading, Segment
+from user_system.edge import loop
+from user_system.edge.adder import Adder, Producer
+from user_system.edge.arbiter import Arbiter
+from user_system.edge.leases import Leases
+from user_system.edge.messages import Assignment, Grant, OperatorCommand, Request
+from user_system.edge.patience import SessionConfig
+from user_system.edge.session import Session
+from user_system.edge.station import Station, StationConfig
+from user_system.edge.wire import Telemetry
+from user_system.edge.worker_client import Advice
+from user_system.replay.sampler import ReplayData
+from user_system.replay.store import Store
+
+PERIOD = 100_000_000
+
+
+class HandDriver:
+    """A driver whose periods the test makes; each begins where the last command led."""
+
+    def __init__(self):
+        self.alive, self.figures = True, {}
+        self.clock = RobotClock()
+        self.period = 0
+        self.accepted = np.zeros(2)
+        self.commands, self.stops = [], []
+        self.ready = []
+        self.released = self.scenes = 0
+        self.fault = ""
+
+    def go(self, count=1):
+        for _ in range(count):
+            self.period += 1
+            fields = {"position": self.accepted.astype(np.float32), "goal": np.ones(2, np.float32)}
+            reading = Reading(
+                fields, self.accepted.copy(), self.period * PERIOD, 0, 1.0, self.fault
+            )
+            self.ready.append(
+                Telemetry(
+                    reading, self.accepted.copy(), "b", released=self.released, scene=self.scenes
+                )
+            )
+
+    def poll(self):
+        ready, self.ready = self.ready, []
+        return ready
+
+    def fileno(self):
+        return None
+
+    def in_flight(self, seen):
+        return False
+
+    def command(self, target, token, valid_ms):
+        assert np.isfinite(target).all()
+        self.commands.append((target.copy(), token))
+        self.accepted = target.copy()
+
+    def stop(self, reason):
+        self.stops.append(reason)
+        self.fault = reason
+
+    def release(self):
+        self.released, self.fault = self.released + 1, ""
+        return self.released
+
+    def scene(self, seed, options):
+        self.scenes += 1
+        return self.scenes
+
+    def pace(self, rate):
+        pass
+
+    def take_failure(self):
+        return ""
+
+    def take_previews(self):
+        return []
+
+
+class HandWorker:
+    """A worker that answers when the test lets it."""
+
+    def __init__(self, spec):
+        self.alive, self.spec, self.silent_s = True, spec, 0.0
+        self.news, self.asked = [], []
+        self.prompt = True
+        self.judge = lambda step: Judgement(0.0)
+
+    def poll(self):
+        news, self.news = self.news, []
+        return news
+
+    def fileno(self):
+        return None
+
+    def begin(self, assignment):
+        self.news.append(ResetPlan(((0.0, 0.0),), {}))
+
+    def step(self, step, observation, executed, segment, clock, *, mode, plan):
+        self.asked.append((step, executed, segment, clock, plan))
+        if self.prompt:
+            self.answer()
+
+    def answer(self):
+        for step, executed, _, _, plan in self.asked:
+            made = Plan(np.full((1, 2), 0.01, np.float32), 3) if plan else None
+            judged = self.judge(step - 1) if executed is not None else None
+            self.news.append(Advice(step, judged, made))
+        self.asked = []
+
+    def handed_back(self):
+        pass
+
+    def load(self, version, path):
+        raise AssertionError("there are no weights")
+
+    def forget(self):
+        pass
+
+    def stats(self):
+        return {}
+
+
+class Room:
+    """The spool and the world outside."""
+
+    def __init__(self):
+        self.full, self.broken = False, False
+        self.fragments, self.reports, self.answers, self.wants = [], [], [], 0
+        self.waiting, self.epoch = 0, 1
+
+    def put(self, fragment):
+        check(fragment)
+        if self.broken:
+            raise StoreError("no space left")
+        self.fragments.append(fragment)
+
+    def backlog(self, producer, epoch):
+        return self.waiting
+
+    def begin_epoch(self, producer):
+        self.epoch += 1
+        return self.epoch
+
+    def want(self, robot):
+        self.wants += 1
+
+    def report(self, report):
+        self.reports.append(report)
+
+    def answer(self, answer):
+        self.answers.append(answer)
+
+    def need(self, robot, version):
+        raise AssertionError
+
+    def state(self, station, seen):
+        pass
+
+    def preview(self, *picture):
+        raise AssertionError
+
+
+class Hand:
+    """A station whose loop runs one period at a time."""
+
+    def __init__(self, processes, tmp_path):
+        spec = processes.SPEC
+        self.driver = HandDriver()
+        self.worker = HandWorker(replace(processes.Seeker(tmp_path).spec, extras={}, budget_ms=1.0))
+        self.room = Room()
+        wall = WallClock()
+        session = SessionConfig(want_ms=0.0, plugin_retry_ms=0.0)
+        self.station = Station(
+            session=Session("arm", session, Leases(wall), wall, "boot"),
+            spec=spec,
+            driver=self.driver,
+            worker=self.worker,
+            arbiter=Arbiter(spec),
+            adder=Adder(Producer("arm", 1, "boot", "run", spec, "p"), 0),
+            spool=self.room,
+            outside=self.room,
+            policy="p",
+            task="t",
+            config=StationConfig(drive_hz=1000.0),
+        )
+        self.session = self.station.session
+        self.number = 0
+        self.station.post(Grant("arm", 1))
+
+    def go(self, count=1):
+        """Run ``count`` periods."""
+        for _ in range(count):
+            self.driver.go()
+            self.run()
+
+    def run(self):
+        """Run the loop until it waits for the driver."""
+        robot, tell = self.station, self.station.tell
+        left = len(self.driver.ready)
+
+        def once(seen):
+            nonlocal left
+            tell(seen)
+            left -= 1
+            robot.open = left > 0
+
+        robot.open, robot.tell = True, once
+        loop.run(robot)
+        robot.tell = tell
+
+    def assign(self, purpose=Purpose.TRAIN, **more):
+        self.number += 1
+        self.station.post(Assignment("arm", purpose, "t", 1, f"e{self.number}", **more))
+        self.station._attend()
+
+    def until_auto(self):
+        self.go(2)
+        assert self.room.wants
+        self.assign()
+        for _ in range(10):
+            if self.session.mode is Mode.AUTO:
+                return self
+            self.go()
+        raise AssertionError(self.session.mode)
+
+
+@pytest.fixture
+def hand(processes, tmp_path):
+    made = Hand(processes, tmp_path)
+    yield made
+    made.station.let_go()
+
+
+def columns(fragments, name):
+    return np.concatenate([getattr(f, name) for f in fragments])
+
+
+def test_an_episode_ends_where_its_judge_says(hand):
+    hand.until_auto()
+    hand.worker.judge = lambda step: Judgement(1.0, step == 6, success=step == 6 or None)
+    hand.go(12)
+    (report,) = hand.room.reports
+    assert (report.steps, report.end, report.success, report.reward) == (
+        7,
+        End.TERMINATED,
+        True,
+        7.0,
+    )
+    fragments = hand.room.fragments
+    assert columns(fragments, "end").tolist() == [0] * 6 + [End.TERMINATED]
+    assert np.allclose(columns(fragments, "executed"), 0.01)
+    assert np.allclose(columns(fragments, "proposed"), 0.01)
+    assert columns(fragments, "version").tolist() == [3] * 7
+    assert columns(fragments, "chunk").tolist() == list(range(7))
+
+
+def test_a_late_worker_costs_plans_but_neither_steps_nor_judgements(hand):
+    hand.until_auto()
+    hand.go(2)
+    hand.worker.prompt = False
+    hand.go(3)
+    hand.worker.answer()
+    hand.worker.prompt = True
+    hand.worker.judge = lambda step: Judgement(0.0, step == 8, success=True if step == 8 else None)
+    hand.go(8)
+    (report,) = hand.room.reports
+    assert report.steps == 9
+    fragments = hand.room.fragments
+    proposed = columns(fragments, "proposed")[:, 0]
+    late = np.isnan(proposed)
+    assert 1 <= late.sum() <= 3
+    # Where there was no plan, the robot stayed where it was told to be.
+    assert np.allclose(columns(fragments, "executed")[late], 0.0)
+    assert hand.station.counters.unplanned == late.sum()
+    assert hand.session.mode in {Mode.HOLD, Mode.RESET}
+
+
+def test_a_judgement_that_comes_late_ends_the_episode_where_it_was_over(hand):
+    hand.until_auto()
+    hand.go(1)
+    hand.worker.judge = lambda step: (
+        Judgement(1.0, True, success=True) if step == 2 else Judgement(0)
+    )
+    hand.worker.prompt = False
+    hand.go(2)
+    hand.worker.answer()
+    hand.worker.prompt = True
+    hand.go(1)
+    (report,) = hand.room.reports
+    assert report.steps == 3
+    assert columns(hand.room.fragments, "end").tolist() == [0, 0, End.TERMINATED]
+    assert len(hand.room.fragments[-1].observation["goal"]) == len(hand.room.fragments[-1]) + 1
+
+
+def test_a_loop_that_was_late_makes_up_for_every_period(hand):
+    hand.until_auto()
+    hand.go(2)
+    hand.driver.go(5)
+    hand.run()
+    hand.go(3)
+    hand.worker.judge = lambda step: Judgement(0.0, timeout=True, success=False)
+    hand.go(1)
+    stamps = columns(hand.room.fragments, "robot_ns")
+    assert (np.diff(stamps) == PERIOD).all()
+    assert hand.room.reports[0].end is End.TIMEOUT
+    assert hand.station.counters.overruns == 4
+
+
+def test_an_emergency_stop_does_not_wait_for_the_plugin(hand):
+    hand.until_auto()
+    hand.worker.prompt = False
+    hand.worker.spec = replace(hand.worker.spec, budget_ms=60_000.0)
+    hand.station.post(Request("arm", "estop", "anybody", 0, "r1"))
+    hand.go(1)  # with a budget of a minute this would not end if it waited
+    assert hand.driver.stops == ["emergency stop by anybody"]
+    assert hand.session.mode is Mode.ESTOP
+    assert hand.room.answers[0].ok
+    commands = len(hand.driver.commands)
+    hand.go(3)
+    assert len(hand.driver.commands) == commands
+
+
+def test_a_takeover_holds_where_the_last_command_led(hand):
+    hand.until_auto()
+    hand.go(3)
+    hand.station.post(Grant("arm", 2, "ann", 60_000))
+    hand.station.post(Request("arm", "hold", "ann", 2, "r1"))
+    at = hand.driver.accepted.copy()
+    hand.go(3)
+    assert hand.session.mode is Mode.HOLD
+    assert np.allclose(hand.driver.commands[-1][0], at, atol=0.011)
+    assert hand.driver.commands[-1][1] == 2
+    assert np.allclose(hand.driver.commands[-1][0], hand.driver.commands[-2][0])
+
+
+def test_a_disk_that_refuses_keeps_its_fragments_for_later(hand):
+    hand.until_auto()
+    hand.go(2)
+    hand.room.broken = True
+    hand.go(6)
+    assert "no space" in hand.session.help
+    assert hand.session.mode is Mode.HOLD
+    assert hand.room.fragments == []
+    hand.room.broken = False
+    hand.go(1)
+    sequences = [f.header.sequence for f in hand.room.fragments]
+    assert sequences == list(range(len(sequences)))
+    assert len(sequences) >= 1
+    assert hand.room.reports[0].end is End.ABORT
+
+
+def test_a_full_spool_finishes_the_episode_and_begins_no_other(hand):
+    hand.until_auto()
+    hand.room.full = True
+    hand.go(3)
+    assert hand.session.mode is Mode.AUTO
+    hand.worker.judge = lambda step: Judgement(0.0, timeout=True)
+    hand.go(1)
+    wants = hand.room.wants
+    hand.go(5)
+    assert hand.room.wants == wants
+    assert "spool" in hand.session.help
+
+
+def test_after_an_outage_live_data_opens_a_new_epoch(hand):
+    hand.room.waiting = 1000
+    hand.until_auto()
+    hand.go(6)
+    assert {f.header.epoch for f in hand.room.fragments} == {2}
+    assert hand.room.fragments[0].header.sequence == 0
+
+
+def test_steps_of_a_hold_are_recorded_as_such(hand):
+    hand.until_auto()
+    hand.go(2)
+    hand.station.post(Grant("arm", 2, "ann", 60_000))
+    hand.station.post(Request("arm", "hold", "ann", 2))
+    hand.go(3)
+    hand.station.post(Request("arm", "hand_back", "ann", 2))
+    hand.go(3)
+    hand.worker.judge = lambda step: Judgement(0.0, True, success=True)
+    hand.go(1)
+    segments = columns(hand.room.fragments, "segment").tolist()
+    assert Segment.HOLD in segments
+    assert segments[0] == segments[-1] == Segment.AUTO
+    assert hand.room.reports[0].segments[Segment.HOLD] == segments.count(Segment.HOLD)
+    held = np.asarray(segments) == Segment.HOLD
+    assert np.isnan(columns(hand.room.fragments, "proposed")[held]).all()
+
+
+def test_the_main_loop_is_a_page(hand):
+    import inspect
+
+    assert len(inspect.getsource(loop.run).splitlines()) <= 25
+
+
+def test_a_rewind_that_a_stop_breaks_off_has_undone_what_it_undid(hand):
+    hand.until_auto()
+    hand.go(6)
+    hand.station.post(Grant("arm", 2, "ann", 60_000))
+    hand.station.post(Request("arm", "hold", "ann", 2))
+    hand.go(1)
+    hand.station.post(Request("arm", "rewind", "ann", 2))
+    hand.go(3)
+    assert hand.session.mode is Mode.REWIND
+    undone = hand.station.arbiter.rewound_to
+    assert undone is not None
+    hand.station.post(Request("arm", "estop", "anybody"))
+    hand.go(1)
+    voids = [f.header.void_from for f in hand.room.fragments if f.header.void_from is not None]
+    assert voids == [undone]
+
+
+def test_a_reward_that_comes_too_late_is_counted(hand):
+    hand.until_auto()
+    hand.worker.judge = lambda step: Judgement(1.0)
+    hand.worker.prompt = False
+    hand.go(8)
+    hand.worker.answer()
+    hand.worker.prompt = True
+    hand.go(1)
+    hand.worker.judge = lambda step: Judgement(1.0, timeout=True)
+    hand.go(1)
+    unknown = np.isnan(columns(hand.room.fragments, "reward")).sum()
+    assert unknown > 0
+    assert hand.station.counters.judged_late == unknown
+
+
+def test_a_loop_that_failed_reports_the_episode_it_had_begun_once(hand):
+    hand.station.abandon()
+    assert hand.room.reports == []
+    hand.until_auto()
+    hand.go(6)
+    spooled = sum(len(f) for f in hand.room.fragments)
+    hand.station.abandon()
+    hand.station.abandon()
+    (report,) = hand.room.reports
+    assert (report.episode, report.end, report.steps) == ("e1", End.ABORT, spooled)
+    assert spooled > 0
+
+
+def test_rewards_belong_to_the_step_that_led_to_what_was_seen(hand):
+    """Step k is judged from what was seen before and after it, and carries that reward."""
+    asked = []
+    step = hand.worker.step
+
+    def note(index, observation, executed, segment, clock, **more):
+        asked.append((index, observation["position"][0], executed, segment))
+        step(index, observation, executed, segment, clock, **more)
+
+    hand.worker.step = note
+    hand.until_auto()
+    hand.worker.judge = lambda k: Judgement(float(k), k == 5, success=k == 5 or None)
+    hand.go(8)
+    fragments = hand.room.fragments
+    assert columns(fragments, "reward").tolist() == [0, 1, 2, 3, 4, 5]
+    seen = np.concatenate([f.observation["position"][:, 0] for f in fragments])
+    assert len(seen) == 7
+    moved = columns(fragments, "executed")[:, 0]
+    assert np.allclose(np.diff(seen), moved, atol=1e-6)
+    questions = [q for q in asked if q[0] <= 6][:7]
+    assert [q[0] for q in questions] == list(range(7))
+    assert np.allclose([q[1] for q in questions], seen)
+    assert questions[0][2] is None
+    assert np.allclose([q[2][0] for q in questions[1:]], moved)
+
+
+def test_a_takeover_labels_each_step_by_who_moved_the_robot_in_it(hand):
+    hand.until_auto()
+    hand.go(2)
+    hand.station.post(Grant("arm", 2, "ann", 60_000))
+    hand.station.post(Request("arm", "hold", "ann", 2))
+    hand.go(1)
+    hand.station.post(Request("arm", "correct", "ann", 2))
+    hand.go(1)  # from here on the person's
+    wish = np.array([-0.02, 0.0], np.float32)
+    for number in range(3):
+        now = hand.driver.clock.now_ns
+        hand.driver.clock.now_ns = lambda n=hand.driver.period * PERIOD: n
+        hand.station.post(
+            OperatorCommand("arm", "ann", 2, "boot", number, 200.0, wish, time.monotonic_ns())
+        )
+        hand.station._attend()
+        hand.driver.clock.now_ns = lambda n=hand.driver.period * PERIOD + PERIOD: n
+        hand.station._attend()
+        hand.driver.clock.now_ns = now
+        hand.go(1)
+    hand.station.post(Request("arm", "hand_back", "ann", 2))
+    hand.go(3)
+    hand.worker.judge = lambda step: Judgement(0.0, True, success=True)
+    hand.go(1)
+    fragments = hand.room.fragments
+    segment, executed = columns(fragments, "segment"), columns(fragments, "executed")[:, 0]
+    proposed = columns(fragments, "proposed")[:, 0]
+    person = segment == Segment.CORRECTION
+    assert person.any()
+    assert (executed[person] <= 0).all()
+    assert executed[person].min() == pytest.approx(-0.02)
+    assert (executed[~person] >= 0).all(), "a person's motion in a step of the policy"
+    assert (executed[segment == Segment.HOLD] == 0).all()
+    assert np.allclose(executed[segment == Segment.AUTO], 0.01)
+    # What the policy would have done is recorded beside what the person did.
+    assert np.allclose(proposed[person], 0.01)
+    names = np.concatenate([np.take(f.header.names, f.operator) for f in fragments])
+    assert set(names[person]) == {"ann"}
+    assert set(names[~person]) == {""}
+
+
+@pytest.fixture
+def make_hand(processes, tmp_path):
+    made = []
+
+    def make(epoch):
+        hand = Hand(processes, tmp_path)
+        hand.station.adder.producer = replace(hand.station.adder.producer, epoch=epoch)
+        hand.number = epoch * 100
+        made.append(hand)
+        return hand
+
+    yield make
+    for hand in made:
+        hand.station.let_go()
+
+
+def life(hand, rng):
+    """Some episodes with takeovers and late answers; the last one is cut off by a kill."""
+    plans = np.random.default_rng(rng.integers(1 << 30))
+    for n in range(4):
+        purpose = Purpose.EVAL if n == 1 else Purpose.TRAIN
+        hand.go(2)
+        hand.assign(purpose)
+        for _ in range(10):
+            if hand.session.mode in {Mode.AUTO, Mode.EVAL}:
+                break
+            hand.go()
+        length = int(rng.integers(5, 15))
+        hand.worker.judge = lambda k, end=length: Judgement(float(k), k == end, success=k == end)
+        for k in range(length + 6):
+            if n == 3 and k == length - 1:
+                return  # killed: no more fragments
+            hand.worker.prompt = plans.random() > 0.15
+            if hand.worker.prompt:
+                hand.worker.answer()
+            if n == 2 and k == 4:
+                hand.station.post(Grant("arm", 2, "ann", 60_000))
+                hand.station.post(Request("arm", "hold", "ann", 2))
+            if n == 2 and k == 6:
+                hand.station.post(Request("arm", "hand_back", "ann", 2))
+            hand.go()
+        hand.worker.prompt = True
+        hand.go(3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_drawn_is_what_happened(make_hand, tmp_path, seed):
+    """Through loop, adder, a lost fragment, a kill, the store and the sampler.
+
+    The robot goes where it is told, so for every true step: after = before + executed.
+    """
+    rng = np.random.default_rng(seed)
+    store = Store(tmp_path / "replay").open(create=True)
+    kept = []
+    for epoch in (1, 2):
+        hand = make_hand(epoch)
+        life(hand, rng)
+        fragments = hand.room.fragments
+        lost = int(rng.integers(1, len(fragments) - 1))
+        for number, fragment in enumerate(fragments):
+            if number == lost:
+                header = fragment.header
+                store.skip(Refused(header.producer, header.epoch, header.sequence, "damaged"))
+            else:
+                assert store.append([fragment]) == []
+                kept.append(fragment)
+    data = ReplayData(store.env, seed=seed)
+    known = {
+        (f.header.epoch, int(f.robot_ns[i]))
+        for f in kept
+        for i in range(len(f))
+        if f.header.purpose is not Purpose.EVAL
+        and f.segment[i] == Segment.AUTO
+        and not np.isnan(f.reward[i])
+    }
+    columns = ("robot_ns", "k", "purpose", "segment", "proposed")
+    batch = data.draw(Draw(n=2000, mix={"online": 1.0}, columns=columns))
+    moved = batch.next_observation["position"] - batch.observation["position"]
+    assert np.allclose(moved, batch.action, atol=1e-6)
+    assert np.array_equal(batch.reward, batch.extras["k"])
+    assert set(batch.extras["purpose"]) == {Purpose.TRAIN}
+    assert set(batch.extras["segment"]) == {Segment.AUTO}
+    assert (batch.discount[batch.end == End.TERMINATED] == 0).all()
+    assert (batch.discount[batch.end != End.TERMINATED] > 0).all()
+    assert 0.5 * len(known) < data.count("online") <= len(known)
+    unplanned = np.isnan(batch.extras["proposed"][:, 0])
+    assert (batch.action[unplanned] == 0).all()
+    rows = data.draw(Draw(n=2000, mix={"online": 1.0}, unit="nstep", length=3, gamma=0.5))
+    steps = np.round((rows.next_observation["position"] - rows.observation["position"]) / 0.01)
+    assert (steps[:, 0] <= 3).all()
+    store.close()

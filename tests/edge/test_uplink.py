@@ -1,0 +1,89 @@
+"""What crosses the tunnel says the same on both sides."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from comms.pb import fresh_pb2, hub_pb2
+from user_system.core.types import Purpose
+from user_system.edge import uplink
+from user_system.edge.messages import Assignment, Request
+
+
+def test_assignments():
+    message = hub_pb2.Assignment(
+        robot="arm", purpose=2, task="t", seed=5, version=7, max_steps=50, episode="e"
+    )
+    assert uplink._assignment(message) == Assignment(
+        robot="arm",
+        purpose=Purpose.TRAIN,
+        task="t",
+        seed=5,
+        episode="e",
+        version=7,
+        max_steps=50,
+    )
+
+
+@pytest.mark.parametrize("success", [None, True, False])
+def test_requests(success):
+    message = hub_pb2.Request(id="1", robot="arm", event="done", operator="ann", token=4)
+    if success is not None:
+        message.success = success
+    assert uplink._request(message) == Request("arm", "done", "ann", 4, "1", success)
+
+
+def test_commands():
+    command = uplink._command(
+        fresh_pb2.OperatorCommand(
+            robot="arm",
+            operator="ann",
+            token=4,
+            boot="b",
+            sequence=9,
+            valid_ms=150,
+            action=[0.5, -0.5],
+            seen_s=12.5,
+            rested_ms=30.0,
+        )
+    )
+    assert (command.born_ns, command.rested_ms) == (12_530_000_000, 30.0)
+    assert (command.operator, command.token, command.boot) == ("ann", 4, "b")
+    assert (command.sequence, command.valid_ms) == (9, 150.0)
+    assert command.action.dtype == np.float32
+    assert command.action.tolist() == [0.5, -0.5]
+
+
+def test_every_message_field_is_used():
+    """A field that the protocol gains must not be dropped here in silence."""
+    assert {f.name for f in hub_pb2.Assignment.DESCRIPTOR.fields} == set(Assignment.__slots__)
+    assert {f.name for f in hub_pb2.Request.DESCRIPTOR.fields} == set(Request.__slots__)
+
+
+class Part:
+    """Stands for a connection: notes what is asked of it."""
+
+    made: ClassVar[list["Part"]] = []
+
+    def __init__(self, *arguments, **more):
+        self.calls = []
+        self.made.append(self)
+
+    def __getattr__(self, name):
+        return lambda *arguments, **more: self.calls.append(name)
+
+
+def test_a_robot_that_comes_late_costs_the_others_nothing(monkeypatch, tmp_path, processes):
+    """The attachment holds wants, reports and answers not heard yet: it is never replaced."""
+    monkeypatch.setattr(Part, "made", [])
+    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightFetcher", "WeightClient"):
+        monkeypatch.setattr(uplink, name, Part)
+    head = uplink.Uplink(None, "host", "boot", None, tmp_path)
+    hub = head._hub
+    head.enlist([uplink.Entry("arm", processes.SPEC, "t", "p")])
+    head.want("arm")
+    head.enlist([uplink.Entry("leg", processes.SPEC, "t", "p")])
+    assert head._hub is hub
+    assert hub.calls == ["start", "want", "redial"]
+    assert [robot.name for robot in head._hello().robots] == ["arm", "leg"]
