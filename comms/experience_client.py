@@ -18,6 +18,7 @@ from comms import wire
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
 from comms.reconnect import Reconnecting
+from comms.silence import LIMIT_S, Call, listen
 from comms.status import received
 from comms.tunnel import MAX_MESSAGE, Tunnel
 from user_system.codec.images import Codec
@@ -57,13 +58,23 @@ class ExperienceClient:
         outbox: the host's spool.
         host: name of this host, as its certificate states it.
         codec: of the images; ``raw`` and ``zstd`` lose nothing.
+        silence_s: a replay that says nothing for so long is dialled again.
     """
 
-    def __init__(self, tunnel: Tunnel, outbox: Outbox, host: str, *, codec: Codec = "zstd"):
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        outbox: Outbox,
+        host: str,
+        *,
+        codec: Codec = "zstd",
+        silence_s: float = LIMIT_S,
+    ):
         self._tunnel = tunnel
         self._outbox = outbox
         self._host = host
         self._codec: Codec = codec
+        self._silence_s = silence_s
         self._link = Reconnecting(f"experience of {host}", self._hold)
         self._lock = threading.Lock()
         self._session: _Session | None = None
@@ -108,8 +119,9 @@ class ExperienceClient:
             with self._lock:
                 self._session = None
 
-    def _exchange(self, session: "_Session", answers: Iterator[pb.ReplayMessage]) -> None:
+    def _exchange(self, session: "_Session", call: Call[pb.ReplayMessage]) -> None:
         """Hear Welcome, then acknowledgements, until the stream ends."""
+        answers = listen(call, "the replay", self._silence_s)
         first = next(answers, None)
         if first is None or not first.HasField("welcome"):
             raise LinkError("replay did not say Welcome", got=first)

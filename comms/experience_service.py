@@ -23,6 +23,7 @@ from comms.credentials import Peer
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
 from comms.security import identify
+from comms.silence import speak
 from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError, UserSystemError
 from user_system.core.ports import Ingest, Refused
 from user_system.core.types import Fragment
@@ -118,7 +119,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         peer = identify(context)
         hello = self._hello(request_iterator, peer)
         stream = _Stream(peer, self._credit)
-        context.add_callback(lambda: stream.end(None))
+        if not context.add_callback(lambda: stream.end(None)):
+            return  # over before it began
         self._adopt(stream)
         try:
             yield self._welcome(hello)
@@ -127,7 +129,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             )
             reader.daemon = True
             reader.start()
-            yield from stream.outgoing()
+            beat = pb.ReplayMessage(ack=pb.Ack(credit=self._credit))
+            yield from speak(stream.outgoing, beat)
         finally:
             stream.end(None)
             with self._lock:
@@ -320,7 +323,7 @@ class _Stream:
         self.peer = peer
         self.ended = False
         self._credit = threading.Semaphore(credit)
-        self._outgoing: SimpleQueue[pb.ReplayMessage | UserSystemError | None] = SimpleQueue()
+        self.outgoing: SimpleQueue[pb.ReplayMessage | UserSystemError | None] = SimpleQueue()
 
     def acquire(self) -> bool:
         """Wait until one more fragment may be unanswered; False: the stream is over."""
@@ -329,7 +332,7 @@ class _Stream:
 
     def answer(self, message: pb.ReplayMessage, count: int) -> None:
         """Send an answer to ``count`` fragments."""
-        self._outgoing.put(message)
+        self.outgoing.put(message)
         self._credit.release(count)
 
     def end(self, error: UserSystemError | None) -> None:
@@ -337,15 +340,8 @@ class _Stream:
         if self.ended:
             return
         self.ended = True
-        self._outgoing.put(error)
+        self.outgoing.put(error)
         self._credit.release()
-
-    def outgoing(self) -> Iterator[pb.ReplayMessage]:
-        """Yield answers until the stream ends."""
-        while (message := self._outgoing.get()) is not None:
-            if isinstance(message, UserSystemError):
-                raise message
-            yield message
 
 
 def _arrival(stream: _Stream, message: pb.HostMessage) -> _Arrival:

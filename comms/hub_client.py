@@ -13,9 +13,9 @@ import grpc
 from comms.pb import hub_pb2 as pb
 from comms.pb import hub_pb2_grpc
 from comms.reconnect import Reconnecting
+from comms.silence import LIMIT_S, Call, listen
 from comms.status import received
 from comms.tunnel import Tunnel
-from user_system.core.errors import LinkError
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class HubAttachment:
         hello: makes the first message of each stream.
         on_event: takes grants, assignments, notes, and each request once; called from one thread.
         on_link: is told when the stream is there (True) and when it broke (False).
+        silence_s: a hub that says nothing for so long is dialled again.
     """
 
     def __init__(
@@ -141,8 +142,10 @@ class HubAttachment:
         hello: Callable[[], pb.HostHello],
         on_event: Callable[[pb.HubEvent], None],
         on_link: Callable[[bool], None] | None = None,
+        silence_s: float = LIMIT_S,
     ):
         self._tunnel = tunnel
+        self._silence_s = silence_s
         self._hello = hello
         self._on_event = on_event
         self._on_link = on_link or (lambda up: None)
@@ -234,15 +237,13 @@ class HubAttachment:
             self._outgoing = outgoing
         return outgoing
 
-    def _take(self, call: Any) -> None:
-        call.initial_metadata()  # waits until the hub has taken us into service
-        if not call.is_active():
-            raise LinkError("the hub did not take this host", got=call.details())
-        self.connected = True
-        self._link.up()
-        self._on_link(True)
-        for event in call:
-            if self._is_news(event):
+    def _take(self, call: Call[pb.HubEvent]) -> None:
+        for event in listen(call, "the hub", self._silence_s):
+            if not self.connected:  # its first words say that we are in service
+                self.connected = True
+                self._link.up()
+                self._on_link(True)
+            if not event.HasField("beat") and self._is_news(event):
                 self._on_event(event)
 
     def _shut(self, outgoing: "SimpleQueue[pb.HostEvent | None]") -> None:

@@ -17,6 +17,7 @@ from comms.credentials import Peer, Role
 from comms.pb import hub_pb2 as pb
 from comms.pb import hub_pb2_grpc
 from comms.security import identify
+from comms.silence import speak
 from user_system.core.errors import LinkError, SecurityError, SpecError, UserSystemError
 from user_system.core.modes import Event
 
@@ -27,6 +28,8 @@ _QUEUE = 1024
 
 _ANSWER_S = 10.0
 """How long ``ask`` may take where the caller set no deadline, and at most."""
+
+_BEAT = pb.HubEvent(beat=pb.Beat())
 
 
 class HostLink(Protocol):
@@ -124,13 +127,14 @@ class HubService(hub_pb2_grpc.HubServicer):
             with self._attaching:
                 self._adopt(stream)
                 stream.link = self._handler.attach(peer, first.hello, stream.send)
-            context.add_callback(lambda: stream.end(None))
-            context.send_initial_metadata(())
+            if not context.add_callback(lambda: stream.end(None)):
+                return  # over before it began
+            yield _BEAT
             reader = threading.Thread(
                 target=stream.read, args=(request_iterator,), name=f"from {peer.name}", daemon=True
             )
             reader.start()
-            yield from stream.outgoing()
+            yield from speak(stream.outgoing, _BEAT)
         finally:
             stream.finish()
             with self._lock:
@@ -203,7 +207,7 @@ class _HostStream:
         self._lock = threading.Lock()
         self._ended = False
         self._finished = False
-        self._outgoing: SimpleQueue[pb.HubEvent | UserSystemError | None] = SimpleQueue()
+        self.outgoing: SimpleQueue[pb.HubEvent | UserSystemError | None] = SimpleQueue()
 
     def send(self, event: pb.HubEvent) -> None:
         """Send an event to the host, without waiting.
@@ -211,17 +215,17 @@ class _HostStream:
         Raises:
             LinkError: the stream is over.
         """
-        if self._outgoing.qsize() >= _QUEUE:
+        if self.outgoing.qsize() >= _QUEUE:
             self.end(LinkError(f"host {self.host!r} does not read its events"))
         if self._ended:
             raise LinkError(f"host {self.host!r} is not attached")
-        self._outgoing.put(event)
+        self.outgoing.put(event)
 
     def end(self, error: UserSystemError | None) -> None:
         """End the stream, with an error or in order; only the first call counts."""
         if not self._ended:
             self._ended = True
-            self._outgoing.put(error)
+            self.outgoing.put(error)
 
     def finish(self) -> None:
         """Tell the handler that the stream is over, once, and never in the midst of an event."""
@@ -232,13 +236,6 @@ class _HostStream:
             self._finished = True
             if self.link is not None:
                 self.link.closed()
-
-    def outgoing(self) -> Iterator[pb.HubEvent]:
-        """Yield events until the stream ends."""
-        while (event := self._outgoing.get()) is not None:
-            if isinstance(event, UserSystemError):
-                raise event
-            yield event
 
     def read(self, events: Iterator[pb.HostEvent]) -> None:
         """Hand the host's events to the handler until the stream ends."""

@@ -20,16 +20,22 @@ class HostEvent(_message.Message):
     def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., want: _Optional[_Union[WantEpisode, _Mapping]] = ..., episode: _Optional[_Union[EpisodeReport, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class HubEvent(_message.Message):
-    __slots__ = ("grant", "assignment", "noted", "request")
+    __slots__ = ("grant", "assignment", "noted", "request", "beat")
     GRANT_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     NOTED_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
     grant: Grant
     assignment: Assignment
     noted: EpisodeNoted
     request: Request
-    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., noted: _Optional[_Union[EpisodeNoted, _Mapping]] = ..., request: _Optional[_Union[Request, _Mapping]] = ...) -> None: ...
+    beat: Beat
+    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., noted: _Optional[_Union[EpisodeNoted, _Mapping]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ...) -> None: ...
+
+class Beat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "boot", "robots")

@@ -152,7 +152,7 @@ function keydown(event) {
   const pressing = event.code === "Space" && event.target.tagName === "BUTTON";
   if (!what || event.repeat || pressing || !chosen) return;
   event.preventDefault();
-  if (cards.possible(robot(), what)) act(chosen, what);
+  if (cards.mayAsk(robot(), what)) act(chosen, what);
 }
 
 // Nobody looks any more: no motion, hold, and let somebody else take over.

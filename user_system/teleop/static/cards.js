@@ -84,6 +84,13 @@ export class Cards {
     fill(card.facts, rows);
   }
 
+  // A key asks for whatever its holder wants: the mode shown may be older than the robot's, and an
+  // answer that says why not is better than a key that does nothing.
+  mayAsk(robot, what) {
+    const driving = this.mayDrive && robot.online && robot.mine;
+    return what === "take" ? this.possible(robot, what) : Boolean(driving);
+  }
+
   possible(robot, what) {
     if (what === "estop") return true; // a stop that is pressed twice is still a stop
     if (!this.mayDrive || !robot.online) return false;
