@@ -195,18 +195,20 @@ class Request(_message.Message):
     def __init__(self, id: _Optional[str] = ..., robot: _Optional[str] = ..., event: _Optional[str] = ..., operator: _Optional[str] = ..., token: _Optional[int] = ..., success: _Optional[bool] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("id", "robot", "ok", "mode", "error")
+    __slots__ = ("id", "robot", "ok", "mode", "error", "answered_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROBOT_FIELD_NUMBER: _ClassVar[int]
     OK_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     robot: str
     ok: bool
     mode: str
     error: str
-    def __init__(self, id: _Optional[str] = ..., robot: _Optional[str] = ..., ok: _Optional[bool] = ..., mode: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    answered_s: float
+    def __init__(self, id: _Optional[str] = ..., robot: _Optional[str] = ..., ok: _Optional[bool] = ..., mode: _Optional[str] = ..., error: _Optional[str] = ..., answered_s: _Optional[float] = ...) -> None: ...
 
 class StatusQuery(_message.Message):
     __slots__ = ()

@@ -106,7 +106,9 @@ class FakeWorld:
                 self.modes[robot] = Mode.AUTO
             if event in (Event.HAND_BACK, Event.DONE):
                 self.helps[robot] = ""
-            return hub_pb2.Answer(robot=robot, ok=True, mode=self.modes[robot].value)
+            return hub_pb2.Answer(
+                robot=robot, ok=True, mode=self.modes[robot].value, answered_s=time.monotonic()
+            )
 
     def status(self):
         with self.lock:

@@ -60,14 +60,19 @@ class Ticker(threading.Thread):
 
 
 @pytest.fixture
-def served(world, make_page):
-    page = Page(make_page(), port=0)
-    page.start()
+def ticker(world):
     ticker = Ticker(world)
     ticker.start()
-    yield page
+    yield ticker
     ticker.over.set()
     ticker.join()
+
+
+@pytest.fixture
+def served(ticker, make_page):
+    page = Page(make_page(), port=0)
+    page.start()
+    yield page
     page.close()
 
 
@@ -163,6 +168,23 @@ class TestChromium:
             "done",
             "hand_back",
         ]
+
+    def test_a_state_that_is_older_than_an_answer_does_not_take_the_mode_back(
+        self, tab, world, ticker
+    ):
+        wait_mode(tab, "auto")
+        ticker.over.set()
+        ticker.join()
+        late = world.state("arm-1")
+        late.step = 4711
+        tab.keyboard.press("Space")
+        wait_mode(tab, "hold")
+        world.show(late)
+        tab.wait_for_selector('[data-robot="arm-1"] dd:text-is("4711")')
+        assert card(tab).locator(".mode").get_attribute("data-mode") == "hold"
+        world.modes["arm-1"] = Mode.FAULT
+        world.show(world.state("arm-1"))
+        wait_mode(tab, "fault")
 
     def test_escape_stops_and_only_a_person_releases(self, tab, world, until):
         wait_mode(tab, "auto")

@@ -173,6 +173,7 @@ class Uplink:
                 ok=answer.ok,
                 mode=answer.mode,
                 error=answer.error,
+                answered_s=time.monotonic(),
             )
         )
 

@@ -9,7 +9,7 @@ HTTP (JSON; errors are ``{"error": {"kind", "text"}}``; roles stand in ``access.
     GET  /api/status, /api/robots                      what the system looks like; robots' actions
     POST /api/robots/{name}/claim {"client", "realtime"?, "force_reason"?}
     POST /api/robots/{name}/yield {"client"}
-    POST /api/robots/{name}/ask   {"client"?, "event", "success"?}    {"ok", "mode", "error"}
+    POST /api/robots/{name}/ask   {"client"?, "event", "success"?}    {"ok", "mode", "error", "answered_s"}
 
 Every request but GET must carry the page's own ``Origin``. ``client`` is the id of a websocket of
 the same session: leases belong to it and end with it. ``ask`` with event ``estop`` needs no client.
@@ -325,7 +325,7 @@ class _Pages:
         person = _session(request).person
         if body.event is Event.ESTOP:
             self._shared.stop(name, person.name)
-            return {"ok": True, "mode": "", "error": ""}
+            return {"ok": True, "mode": "", "error": "", "answered_s": 0.0}
         if not person.role.includes(Role.OPERATOR):
             raise SecurityError("a viewer may only stop a robot", got=body.event.value)
         token = self._connection(request, body.client).lease(name).token
@@ -340,7 +340,12 @@ class _Pages:
                 timeout_s=self._config.ask_s,
             ),
         )
-        return {"ok": answer.ok, "mode": answer.mode, "error": answer.error}
+        return {
+            "ok": answer.ok,
+            "mode": answer.mode,
+            "error": answer.error,
+            "answered_s": answer.answered_s,
+        }
 
     async def live(self, socket: WebSocket, ticket: str = "") -> None:
         """Serve one websocket."""

@@ -61,7 +61,7 @@ async function ask(name, event, success) {
   if (success !== undefined) body.success = success;
   const answer = await call("POST", `/api/robots/${encodeURIComponent(name)}/ask`, body);
   if (!answer.ok) throw new Error(answer.error);
-  if (answer.mode) merge(name, { mode: answer.mode });
+  if (answer.mode) merge(name, { mode: answer.mode, asked: { boot: robot(name).boot, at_s: answer.answered_s } });
 }
 
 // Somebody who holds the robot may let go in a moment: keep trying, until asked a second time.
@@ -194,11 +194,19 @@ function status(news) {
   $("link").classList.toggle("up", !news.away);
 }
 
+// A state may arrive after the answer that made its mode the one before.
+function older(state) {
+  const asked = robot(state.name)?.asked;
+  return asked !== undefined && asked.boot === state.boot && state.seen.seen_s < asked.at_s;
+}
+
 function message(news) {
   if (news.type === "states") {
     for (const state of news.states) {
       const seen = { seen_s: state.figures.sent_s ?? 0, came: performance.now() };
-      merge(state.robot, { ...state, name: state.robot, online: true, seen });
+      const news = { ...state, name: state.robot, online: true, seen };
+      if (older(news)) delete news.mode;
+      merge(state.robot, news);
     }
   } else if (news.type === "status") {
     status(news);
