@@ -24,6 +24,10 @@ _OPTIONS = [
 ]
 
 
+_LOST_S = 5.0
+"""How long a server waits for calls that it has cancelled: gRPC can lose one with its connection."""
+
+
 class Service(Protocol):
     """A gRPC service that can be put on a server."""
 
@@ -67,7 +71,8 @@ class Server:
         stopped = self._server.stop(grace_s)
         for service in self._services:
             service.close()
-        stopped.wait()
+        if not stopped.wait(grace_s + _LOST_S):
+            log.warning("a call did not end with its server; not waited for any longer")
 
     def stats(self) -> dict[str, float]:
         """Return the counters of the gatekeeper and of all services."""

@@ -12,8 +12,11 @@ import pytest
 from user_system.cluster import process
 
 PROGRAM = """
+import signal
 import sys
+import threading
 from dataclasses import dataclass
+from user_system.cluster import process
 from user_system.cluster.process import run
 from user_system.core import errors
 
@@ -29,6 +32,12 @@ def main(config, life):
     if config.say == "defect":
         raise ZeroDivisionError("oops")
     life.ready({"say": config.say})
+    if config.say == "locked":
+        with life.stop._cond:
+            signal.raise_signal(signal.SIGTERM)
+    if config.say == "hang":
+        process.END_S = 0.3
+        threading.Event().wait()
     life.stop.wait()
     print("ended in order")
 
@@ -81,6 +90,26 @@ def test_it_says_that_it_serves_and_ends_in_order(tmp_path, number) -> None:
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert (out, child.returncode) == ("ended in order\n", 0)
+
+
+def test_one_that_cannot_end_says_where_it_hangs_and_is_ended(tmp_path) -> None:
+    ready = tmp_path / "ready"
+    child = start(tmp_path, {"say": "hang"}, USER_SYSTEM_READY=str(ready))
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "still here 0.3 s after it was asked to end" in err
+    assert "program.py" in err, "the stack of the main thread"
+
+
+def test_a_signal_while_the_main_thread_holds_the_lock_of_its_event(tmp_path) -> None:
+    """``Event.set`` in a handler would wait for a lock that only the interrupted thread frees."""
+    out, _ = start(tmp_path, {"say": "locked"}).communicate(timeout=60)
+    assert out == "ended in order\n"
 
 
 def test_late_listeners_hear_of_the_end_too() -> None:

@@ -6,13 +6,16 @@ supervisor restarts a 1 and gives up on a 2.
 """
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +33,9 @@ PARENT_VARIABLE = "USER_SYSTEM_PARENT"
 NICE_VARIABLE = "USER_SYSTEM_NICE"
 """Scheduling priority that the process gives itself."""
 
+END_S = 30.0
+"""How long a process may take to end after it was asked to."""
+
 _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("user_system")
 
@@ -43,6 +49,8 @@ class Life:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the process should end."""
     _calls: list[Callable[[], None]] = field(default_factory=list)
+    _wake: int | None = None
+    """Where the signal handler says that there was a signal."""
 
     def ready(self, facts: Mapping[str, Any] | None = None) -> None:
         """Tell the launcher that this process serves; ``facts`` are for people."""
@@ -51,21 +59,43 @@ class Life:
             write_private(Path(self.ready_file), text)
 
     def on_end(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run when the process is asked to end; it must return at once."""
+        """Have ``call`` run, in a thread, when the process is asked to end."""
         self._calls.append(call)
         if self.stop.is_set():
             call()
 
     def watch(self) -> None:
-        """Take SIGTERM and SIGINT; again after a library took them (``ray.init`` does)."""
-        signal.signal(signal.SIGTERM, self.end)
-        signal.signal(signal.SIGINT, self.end)
+        """Take SIGTERM and SIGINT; again after a library took them (``ray.init`` does).
 
-    def end(self, *_: object) -> None:
-        """Ask the process to end; usable as a signal handler."""
+        A handler runs between any two instructions of the main thread, which may hold any lock just
+        then: it only writes a byte, and a thread of its own does the rest.
+        """
+        if self._wake is None:
+            heard, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(heard, True)
+            threading.Thread(target=self._obey, args=(heard,), name="end", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+
+    def end(self) -> None:
+        """Ask the process to end."""
         self.stop.set()
         for call in self._calls:
             call()
+
+    def _signalled(self, *_: object) -> None:
+        if self._wake is not None:
+            with suppress(BlockingIOError):  # a full pipe says it already
+                os.write(self._wake, b"!")
+
+    def _obey(self, heard: int) -> None:
+        """End on the first signal; a process that cannot end says where it hangs and is ended."""
+        os.read(heard, 1)
+        self.end()
+        time.sleep(END_S)
+        log.error("still here %g s after it was asked to end; ended by force", END_S)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(1)
 
 
 def write_private(path: Path, text: str) -> None:
