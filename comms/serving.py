@@ -25,7 +25,7 @@ _OPTIONS = [
 
 
 _LOST_S = 5.0
-"""How long a server waits for calls that it has cancelled: gRPC can lose one with its connection."""
+"""How long a server waits for calls it has cancelled: gRPC can lose one with its connection."""
 
 
 class Service(Protocol):

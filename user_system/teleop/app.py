@@ -9,7 +9,8 @@ HTTP (JSON; errors are ``{"error": {"kind", "text"}}``; roles stand in ``access.
     GET  /api/status, /api/robots                      what the system looks like; robots' actions
     POST /api/robots/{name}/claim {"client", "realtime"?, "force_reason"?}
     POST /api/robots/{name}/yield {"client"}
-    POST /api/robots/{name}/ask   {"client"?, "event", "success"?}    {"ok", "mode", "error", "answered_s"}
+    POST /api/robots/{name}/ask   {"client"?, "event", "success"?}
+                                            returns {"ok", "mode", "error", "answered_s"}
 
 Every request but GET must carry the page's own ``Origin``. ``client`` is the id of a websocket of
 the same session: leases belong to it and end with it. ``ask`` with event ``estop`` needs no client.
