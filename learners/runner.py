@@ -6,6 +6,8 @@
         checkpoints.save(state)   every checkpoint_s
         report(figures)           every report_s
 
+Publishing and reporting happen aside, one of each at a time: learning never waits for the network.
+
 A checkpoint holds the learner and its window on the data (random state, cursors), so that a learner
 killed at any moment goes on as if only the time since its last checkpoint had not happened.
 """
@@ -14,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,6 +81,7 @@ class Runner:
         name: of the plugin, for errors.
         active: False while there is nothing to learn for (the policy is frozen); then nothing is
             updated, while what is unpublished is still published.
+        aside: where ``publish`` and ``report`` run; none given: two threads.
     """
 
     def __init__(
@@ -90,12 +94,16 @@ class Runner:
         report: Callable[[Figures], None],
         name: str = "learner",
         active: Callable[[], bool] = lambda: True,
+        aside: Executor | None = None,
         config: RunnerConfig | None = None,
         clock: Clock | None = None,
     ):
         self._learner, self._data, self._name = learner, data, name
         self._publish, self._checkpoints, self._report = publish, checkpoints, report
         self._active = active
+        self._aside = aside or ThreadPoolExecutor(2, thread_name_prefix="aside")
+        self._sending: Future[int] | None = None
+        self._telling: Future[None] | None = None
         self._config = config or RunnerConfig()
         self._clock = clock or WallClock()
         self._metrics: dict[str, float] = {}
@@ -125,7 +133,9 @@ class Runner:
             if not worked:
                 poll_ns = int(self._config.poll_s * SECOND)
                 self._clock.sleep_until(self._clock.now_ns() + poll_ns)
+        self._hear(wait=True)
         self._offer()
+        self._hear(wait=True)
         self.save()
 
     def resume(self) -> bool:
@@ -201,24 +211,40 @@ class Runner:
         self._wait_until = self._data.count("online") + wants if wants > 0 else 0
 
     def _publish_when_due(self) -> None:
+        self._hear()
+        if self._sending is not None:
+            return
         period = self._config.publish_min_s if self._asked else self._config.publish_s
         if self._dirty and self._since(self._published) >= period:
             self._offer()
 
     def _offer(self) -> None:
-        """Publish what is new; if the store is away, try again at the next occasion."""
+        """Begin to publish what is new."""
         if not self._dirty:
             return
         self._published = self._clock.now_ns()
         modules, statistics = self._guarded("weights", self._learner.weights)
+        # Learning goes on meanwhile and may write into the same memory.
+        modules = {name: _copied(tensors) for name, tensors in modules.items()}
+        statistics = _copied(statistics)
         self._check({**modules, "statistics": statistics})
+        self._dirty = self._asked = False
+        notes = {"updates": float(self.updates)}
+        self._sending = self._aside.submit(self._publish, modules, statistics, notes)
+        self._hear()
+
+    def _hear(self, *, wait: bool = False) -> None:
+        """Note what became of the weights sent; if the store was away, they are due again."""
+        sending = self._sending
+        if sending is None or not (wait or sending.done()):
+            return
+        self._sending = None
         try:
-            self.version = self._publish(modules, statistics, {"updates": float(self.updates)})
+            self.version = sending.result()
         except LinkError as error:
             self._failures += 1
+            self._dirty = True
             log.warning("weights were not published, trying again: %s", error)
-            return
-        self._dirty = self._asked = False
 
     def _check(self, modules: Modules) -> None:
         broken = [
@@ -239,9 +265,14 @@ class Runner:
             self.save()
 
     def _report_when_due(self) -> None:
+        if self._telling is not None:
+            if not self._telling.done():
+                return
+            self._telling.result()
+            self._telling = None
         if self._since(self._reported) < self._config.report_s:
             return
-        self._report(self.stats())
+        self._telling = self._aside.submit(self._report, self.stats())
         self._reported, self._at_report = self._clock.now_ns(), self.updates
 
     def _since(self, then_ns: int) -> float:
@@ -259,3 +290,7 @@ class Runner:
                 got=f"{type(error).__name__}: {error}",
                 todo="The last checkpoint and the published weights are unharmed.",
             ) from error
+
+
+def _copied(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.array(tensor) for name, tensor in tensors.items()}

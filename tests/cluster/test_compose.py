@@ -19,7 +19,7 @@ PORTS = Ports(hub=7001, fresh=7002, replay=7003, page=7004, ray=7005, ray_client
 def composer(tmp_path: Path, *settings: str, **more) -> Composer:
     run = RunDir(tmp_path / "run", tmp_path / "short")
     manifest = load_manifest(DEMO, settings)
-    return Composer(manifest, run, PORTS, cpus=2, **more)
+    return Composer(manifest, run, PORTS, cores=(0, 1), **more)
 
 
 def by_name(processes: list[plan.Process]) -> dict[str, plan.Process]:

@@ -36,8 +36,11 @@ def test_a_port_asked_twice_is_one_problem() -> None:
 @pytest.mark.parametrize(
     ("here", "line"),
     [
-        (machine.Machine(0, 0, 2**40), "learners.*.cpus: more asked than the machine has; got 1"),
-        (machine.Machine(2, 0, 2**20), "run_dir: not enough space for runs/demo; got 0.00 GiB"),
+        (machine.Machine((), 0, 2**40), "learners.*.cpus: more asked than the machine has; got 1"),
+        (
+            machine.Machine((0, 1), 0, 2**20),
+            "run_dir: not enough space for runs/demo; got 0.00 GiB",
+        ),
     ],
 )
 def test_lacks_are_named(here, line) -> None:
@@ -50,7 +53,7 @@ def test_lacks_are_named(here, line) -> None:
 def test_everything_missing_is_found_at_once() -> None:
     problems = Problems()
     manifest = load_manifest(DEMO, ["learners.rlpd.gpus=2"])
-    machine.check(manifest, machine.Machine(0, 0, 0), problems)
+    machine.check(manifest, machine.Machine((), 0, 0), problems)
     assert len(problems.lines) == 3
 
 

@@ -1,5 +1,8 @@
 import logging
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,18 @@ class Clock:
         self.now = max(self.now, deadline_ns)
 
 
+class AtOnce(Executor):
+    """Runs what it is given before it returns."""
+
+    def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
 class Counting:
     """A learner whose update takes 0.1 s and whose weights are the number of its updates."""
 
@@ -54,7 +69,7 @@ class Counting:
 
 
 class Rig:
-    def __init__(self, path: Path, **config: float) -> None:
+    def __init__(self, path: Path, aside: Executor | None = None, **config: float) -> None:
         self.clock, self.data = Clock(), synthetic_data(SPEC, steps=90)
         self.learner = Counting(self.clock, self.data)
         self.published: list[tuple[float, float]] = []
@@ -70,6 +85,7 @@ class Rig:
             report=lambda figures: self.reports.append(dict(figures)),
             name="counting",
             active=lambda: self.active,
+            aside=aside,
             config=RunnerConfig(**config),
             clock=self.clock,
         )
@@ -88,7 +104,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+    return Rig(tmp_path, AtOnce())
 
 
 def test_weights_are_published_in_time(rig: Rig) -> None:
@@ -97,6 +113,36 @@ def test_weights_are_published_in_time(rig: Rig) -> None:
     assert max(np.diff(times)) <= 1.2
     assert len(times) <= 12
     assert rig.published[-1][1] == 100  # what is new at the end is not forgotten
+
+
+def test_learning_goes_on_while_weights_are_on_their_way(tmp_path: Path) -> None:
+    """The store takes until the 60th update over the first weights; nobody waits for it."""
+    rig, arrived, heard = Rig(tmp_path), threading.Event(), []
+
+    def publish(modules: Any, statistics: Any, notes: Any) -> int:
+        assert arrived.wait(60)
+        heard.append((notes["updates"], float(modules["policy"]["n"][0])))
+        return len(heard)
+
+    def before() -> None:
+        rig.learner.shared += 1.0
+        if rig.learner.n == 60:
+            arrived.set()
+            while rig.runner._sending is not None and not rig.runner._sending.done():
+                time.sleep(0.001)
+
+    rig.learner.shared = np.zeros(1)
+    rig.learner.weights = lambda: (
+        {"policy": {"n": rig.learner.shared}},
+        {},
+    )  # written to all along
+    rig.runner._publish = publish
+    rig.learner.before = before
+    rig.run(10)
+    assert heard[0] == (10, 10.0), "as they were when they were offered"
+    assert heard[1][0] > 60, "one at a time"
+    assert heard[-1] == (100, 100.0)
+    assert rig.runner.version == len(heard)
 
 
 def test_a_learner_may_ask_for_it_sooner_but_not_flood(rig: Rig) -> None:
@@ -155,7 +201,7 @@ def test_figures_are_reported(rig: Rig) -> None:
 
 
 def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
-    one = Rig(tmp_path, checkpoint_s=2)
+    one = Rig(tmp_path, AtOnce(), checkpoint_s=2)
 
     def crash() -> None:
         if one.learner.n == 55:
@@ -164,7 +210,7 @@ def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     one.learner.before = crash
     with pytest.raises(PluginError, match=r"counting failed in update.*RuntimeError: power cut"):
         one.run(10)
-    other = Rig(tmp_path)
+    other = Rig(tmp_path, AtOnce())
     assert other.runner.resume()
     assert other.learner.n == other.runner.updates == 40
     assert other.data.state_dict() == one.data.state_dict()

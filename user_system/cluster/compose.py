@@ -5,13 +5,14 @@ The head first, then each robot host, then who uses them. Nothing here starts or
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from user_system.cluster import configs, resources
 from user_system.cluster.configs import LinkConfig, PluginConfig
+from user_system.cluster.cores import Cores, divide
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import LearnerEntry, Manifest, OperatorEntry, RobotEntry
@@ -34,7 +35,8 @@ class Composer:
     manifest: Manifest
     run: RunDir
     ports: Ports
-    cpus: int
+    cores: Sequence[int]
+    """CPUs that there are."""
     gpus: int = 0
     ray_env: Mapping[str, str] = field(default_factory=dict)
     """Variables of the processes that speak to Ray, its token among them."""
@@ -57,6 +59,13 @@ class Composer:
             parts.append(self._teleop())
         parts += [self._operator(name, e) for name, e in self.manifest.operators.items()]
         return parts
+
+    @property
+    def places(self) -> Cores:
+        """Which CPUs are whose."""
+        learners = self.manifest.learners.values() if self.learning else ()
+        wanted = sum(entry.cpus for entry in learners)
+        return divide(self.cores, wanted) if self.manifest.ray.apart else Cores()
 
     @property
     def page(self) -> str:
@@ -90,7 +99,7 @@ class Composer:
 
     def _ray(self) -> Process:
         entry = self.manifest.ray
-        cpus = entry.cpus if entry.cpus is not None else float(self.cpus)
+        cpus = entry.cpus if entry.cpus is not None else float(len(self.cores))
         argv = resources.head_argv(
             self.ports.ray,
             self.ports.ray_client,
@@ -139,6 +148,7 @@ class Composer:
             cpus=entry.cpus,
             gpus=entry.gpus,
             threads=entry.threads,
+            cores=self.places.learners,
             nice=entry.nice,
             publish_every_s=entry.publish_every_s,
             checkpoint_every_s=entry.checkpoint_every_s,

@@ -174,6 +174,8 @@ class LearnerHostConfig:
     cpus: float
     gpus: float
     threads: int
+    cores: tuple[int, ...]
+    """CPUs that it keeps to; none: whichever the kernel chooses."""
     nice: int
     publish_every_s: float
     checkpoint_every_s: float

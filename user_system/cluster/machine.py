@@ -26,10 +26,16 @@ _SLACK_BYTES = 256 * 2**20
 class Machine:
     """What is here."""
 
-    cpus: int
+    cores: tuple[int, ...]
+    """Numbers of the CPUs that may be used."""
     gpus: int
     free_bytes: int
     """On the disk of the run directory."""
+
+    @property
+    def cpus(self) -> int:
+        """How many CPUs there are."""
+        return len(self.cores)
 
 
 def look(run: Path) -> Machine:
@@ -39,7 +45,7 @@ def look(run: Path) -> Machine:
         place = place.parent
     gpus = Path("/proc/driver/nvidia/gpus")
     return Machine(
-        cpus=len(os.sched_getaffinity(0)),
+        cores=tuple(sorted(os.sched_getaffinity(0))),
         gpus=len(list(gpus.iterdir())) if gpus.is_dir() else 0,
         free_bytes=shutil.disk_usage(place).free,
     )

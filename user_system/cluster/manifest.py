@@ -159,6 +159,8 @@ class RayEntry:
     port: int = field(default=0, metadata={"min": 0, "max": 65535})
     cpus: float | None = None
     """CPUs that learners may reserve; none given: as many as the machine has."""
+    apart: bool = True
+    """Learners have the CPUs that they reserve to themselves, where that leaves some for robots."""
     object_store_bytes: int = field(default=80 * 2**20, metadata={"min": 78643200})
     """Nothing of ours travels through it; Ray wants at least 75 MiB."""
 

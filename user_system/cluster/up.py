@@ -20,7 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from user_system.cluster import enrol, layout, machine, plan, ports, report, resources, runs, status
+from user_system.cluster import (
+    cores,
+    enrol,
+    layout,
+    machine,
+    plan,
+    ports,
+    report,
+    resources,
+    runs,
+    status,
+)
 from user_system.cluster.compose import Composer
 from user_system.cluster.launch import Supervisor
 from user_system.cluster.layout import RunDir
@@ -110,7 +121,7 @@ def preview(source: Source) -> list[plan.Process]:
     manifest = load_manifest(Path(source.file), source.settings)
     chosen, here = check(manifest, manifest.run)
     nowhere = RunDir(manifest.run.resolve(), Path("/tmp/us-preview"))
-    return Composer(manifest, nowhere, chosen, here.cpus, here.gpus).processes()
+    return Composer(manifest, nowhere, chosen, here.cores, here.gpus).processes()
 
 
 def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
@@ -150,7 +161,7 @@ def make(
         manifest,
         run,
         chosen,
-        here.cpus,
+        here.cores,
         here.gpus,
         ray_env=resources.environment(resources.make_token(run.pki)),
         secrets=enrol.make_people(run.accounts, manifest),
@@ -189,7 +200,8 @@ def execute(prepared: Prepared, began: float) -> int:
         temporary=str(run.short),
     )
     interrupt = Interrupt()
-    with interrupt.watching(), Progress(composer.page) as progress:
+    places = cores.kept_to(composer.places.robots)
+    with interrupt.watching(), places, Progress(composer.page) as progress:
         try:
             return _live(prepared, supervisor, interrupt, progress, began)
         finally:

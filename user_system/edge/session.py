@@ -48,6 +48,10 @@ from user_system.edge.wire import Telemetry
 
 log = logging.getLogger(__name__)
 
+IDLE_MS = 200
+"""Rest without an episode after which a simulated robot's clock runs no faster than the wall's: a
+fast one would only take processor time from whom the robot waits for."""
+
 ESTOPPED = "emergency stop"
 """How the latched reason of an emergency stop begins, so that a new agent knows it from a fault."""
 
@@ -506,7 +510,7 @@ class Session:
             self._releasing = None
             if self.mode not in STOPPED_MODES:
                 self._stopped(Event.FAULT, Who.SESSION, "the release did not clear the fault")
-        self._keep_pace()
+        self._keep_pace(now)
         self._keep()
         if self.mode is Mode.HOLD and not self.paused:
             self._go_on(now)
@@ -523,9 +527,13 @@ class Session:
                 self._lost(holder, f"{holder} fell silent")
         return None
 
-    def _keep_pace(self) -> None:
+    def _keep_pace(self, now: int) -> None:
         lease = self.leases.lease
-        rate = 1.0 if lease and lease.realtime else self.config.rate
+        idle = self.mode is Mode.HOLD and self._episode is None
+        waits = idle and now - self._entered > IDLE_MS * MS
+        rate = min(1.0, self.config.rate) if waits else self.config.rate
+        if lease and lease.realtime:
+            rate = 1.0
         if self._driver and rate != self._rate:
             self._rate = rate
             self.effects.append(Pace(rate))
