@@ -15,6 +15,7 @@ killed at any moment goes on as if only the time since its last checkpoint had n
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +55,10 @@ class RunnerConfig:
     publish_min_s: float = 0.2
     """They are never sent more often, even if the learner asks."""
     checkpoint_s: float = 20.0
-    report_s: float = 1.0
+    report_s: float = 0.2
+    """Robots that wait for learning hear as often how far it is."""
+    rate_s: float = 2.0
+    """Updates per second are those of the last so many seconds."""
     poll_s: float = 0.01
     """How often to look for fresh steps while the learner waits for some."""
     slow_update_s: float = 2.0
@@ -115,7 +119,7 @@ class Runner:
         self._wait_until = 0
         """Online steps to wait for before the next update."""
         self._published = self._saved = self._reported = self._clock.now_ns()
-        self._at_report = 0
+        self._marks = deque([(self._reported, 0)])
         self._failures = 0
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -151,7 +155,7 @@ class Runner:
         self._guarded("load_state_dict", lambda: self._learner.load_state_dict(tree["learner"]))
         self._data.load_state_dict(tree["data"])
         self.updates, self.version = int(tree["updates"]), int(tree["version"])
-        self._at_report = self.updates
+        self._marks = deque([(self._clock.now_ns(), self.updates)])
         self._dirty = self.updates > 0
         return True
 
@@ -168,11 +172,12 @@ class Runner:
 
     def stats(self) -> dict[str, float]:
         """Return the learner's metrics and the loop's figures."""
-        elapsed = max(self._since(self._reported), 1e-9)
+        began, before = self._marks[0]
+        elapsed = max(self._since(began), 1e-9)
         return {
             **self._metrics,
             "updates": float(self.updates),
-            "updates_per_s": (self.updates - self._at_report) / elapsed,
+            "updates_per_s": (self.updates - before) / elapsed,
             "version": float(self.version),
             "publish_failures": float(self._failures),
             "publish_age_s": self._since(self._published) if self._dirty else 0.0,
@@ -273,7 +278,10 @@ class Runner:
         if self._since(self._reported) < self._config.report_s:
             return
         self._telling = self._aside.submit(self._report, self.stats())
-        self._reported, self._at_report = self._clock.now_ns(), self.updates
+        self._reported = self._clock.now_ns()
+        self._marks.append((self._reported, self.updates))
+        while len(self._marks) > 1 and self._since(self._marks[1][0]) >= self._config.rate_s:
+            self._marks.popleft()
 
     def _since(self, then_ns: int) -> float:
         return (self._clock.now_ns() - then_ns) / SECOND

@@ -1,10 +1,8 @@
 """Which CPUs are whose."""
 
-import os
-
 import pytest
 
-from user_system.cluster.cores import Cores, divide, kept_to
+from user_system.cluster.cores import Cores, divide
 
 
 @pytest.mark.parametrize(
@@ -22,13 +20,3 @@ from user_system.cluster.cores import Cores, divide, kept_to
 )
 def test_learners_have_what_they_reserve_and_robots_the_rest(cpus, wanted, whose) -> None:
     assert divide(cpus, wanted) == whose
-
-
-def test_a_block_keeps_to_its_cpus_and_gives_the_others_back() -> None:
-    before = os.sched_getaffinity(0)
-    one = min(before)
-    with kept_to((one,)):
-        assert os.sched_getaffinity(0) == {one}
-    assert os.sched_getaffinity(0) == before
-    with kept_to(()):
-        assert os.sched_getaffinity(0) == before

@@ -148,7 +148,6 @@ class Composer:
             cpus=entry.cpus,
             gpus=entry.gpus,
             threads=entry.threads,
-            cores=self.places.learners,
             nice=entry.nice,
             publish_every_s=entry.publish_every_s,
             checkpoint_every_s=entry.checkpoint_every_s,
@@ -169,6 +168,7 @@ class Composer:
             after=("hub", "replay", "ray"),
             stage=_PEOPLE,
             env=self.ray_env,
+            cores=self.places.learners,
         )
 
     # --- a robot host --------------------------------------------------------------------------
@@ -247,6 +247,7 @@ class Composer:
             task=robot.task,
             policy=self.manifest.actors[robot.actor].learner,
             rate=robot.rate,
+            driven_rate=robot.rate if robot.driven_rate is None else robot.driven_rate,
             worker=_worker_name(host, robot.actor),
             driver=self._driver_socket(name),
             seat=self._seat_socket(name),
@@ -342,11 +343,20 @@ class Composer:
         stage: int = _LAST,
         nice: int = 0,
         env: Mapping[str, str] | None = None,
+        cores: tuple[int, ...] | None = None,
         children: tuple[Process, ...] = (),
     ) -> Process:
         path = self.run.config / f"{name}.json"
         argv = (sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path))
-        spec = ProcessSpec(name, argv, after=after, stage=stage, nice=nice, env=env or {})
+        spec = ProcessSpec(
+            name,
+            argv,
+            after=after,
+            stage=stage,
+            nice=nice,
+            cores=self.places.robots if cores is None else cores,
+            env=env or {},
+        )
         return Process(spec, config, host, what, robots, cpus, ports, children)
 
     def _ray_process(
@@ -366,6 +376,8 @@ class Composer:
             tuple(argv),
             after=after,
             stage=_LAST,
+            # Ray starts learners itself, and they inherit where they may run.
+            cores=self.places.learners,
             env=self.ray_env,
             ready_line=resources.READY_LINE,
         )

@@ -121,6 +121,8 @@ class EdgeRobot:
     """Whose weights it acts with."""
     rate: float
     """Robot seconds per wall second while nobody drives it."""
+    driven_rate: float
+    """The same while somebody does who does not ask for real time."""
     worker: str
     """Name of its policy worker."""
     driver: Path
@@ -174,8 +176,6 @@ class LearnerHostConfig:
     cpus: float
     gpus: float
     threads: int
-    cores: tuple[int, ...]
-    """CPUs that it keeps to; none: whichever the kernel chooses."""
     nice: int
     publish_every_s: float
     checkpoint_every_s: float

@@ -4,10 +4,8 @@ A learner computes all the time, and the processes of a robot wake hundreds of t
 the same CPU each costs the other its caches and, far worse, its turn.
 """
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,20 +28,3 @@ def divide(cpus: Sequence[int], wanted: float) -> Cores:
         return Cores()
     ordered = tuple(sorted(cpus))
     return Cores(ordered[:-own], ordered[-own:])
-
-
-def keep_to(cpus: Sequence[int]) -> None:
-    """Run this thread, and whatever it starts, on ``cpus`` only; none: wherever it may already."""
-    if cpus:
-        os.sched_setaffinity(0, cpus)
-
-
-@contextlib.contextmanager
-def kept_to(cpus: Sequence[int]) -> Iterator[None]:
-    """Keep to ``cpus`` for the length of a ``with`` block."""
-    before = os.sched_getaffinity(0)
-    keep_to(cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from user_system.cluster import census
 from user_system.cluster.process import (
+    CORES_VARIABLE,
     NICE_VARIABLE,
     PARENT_VARIABLE,
     READY_VARIABLE,
@@ -41,6 +42,8 @@ class ProcessSpec:
     stage: int = 0
     """Higher stages are ended first; within one stage all at once."""
     nice: int = 0
+    cores: tuple[int, ...] = ()
+    """CPUs that it and its children keep to; none: whichever the kernel chooses."""
     env: Mapping[str, str] = field(default_factory=dict)
     ready_line: str = ""
     """Text in its log that says it serves; "": it writes a ready file."""
@@ -171,6 +174,7 @@ class Supervisor:
             READY_VARIABLE: str(self._ready_file(spec.name)),
             PARENT_VARIABLE: str(os.getpid()),
             NICE_VARIABLE: str(spec.nice),
+            CORES_VARIABLE: ",".join(map(str, spec.cores)),
         }
         with self.log_file(spec.name).open("ab") as sink:
             child.log_start = sink.tell()

@@ -10,7 +10,7 @@ from comms.pb import hub_pb2
 from comms.weights import WeightPublisher
 from learners.checkpoints import Checkpoints
 from learners.runner import Modules, Runner, RunnerConfig
-from user_system.cluster import cores, dial
+from user_system.cluster import dial
 from user_system.cluster.configs import LearnerHostConfig, learner_plugin, robot_spec
 from user_system.core.errors import LinkError
 from user_system.core.types import Array
@@ -80,7 +80,6 @@ class LearnerActor:
 def _settle(config: LearnerHostConfig) -> None:
     """Take the place of a background process, before the first heavy import reads its threads."""
     os.setpriority(os.PRIO_PROCESS, 0, config.nice)
-    cores.keep_to(config.cores)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(config.threads)
     logging.basicConfig(

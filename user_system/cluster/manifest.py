@@ -40,6 +40,9 @@ class RobotEntry:
     """Views of the robot's own driver that people see on the page; they are not recorded."""
     rate: float = field(default=1.0, metadata={"above": 0.0, "max": 1000.0})
     """Robot seconds per wall second; anything but 1 needs a simulated robot."""
+    driven_rate: float | None = field(default=None, metadata={"above": 0.0, "max": 1000.0})
+    """The same while a script drives it, which is slower to react than a policy; none given: as
+    ever. A person drives in real time."""
     config: Any = field(default=None, metadata={"plugin": "robots"})
 
 

@@ -32,6 +32,8 @@ PARENT_VARIABLE = "USER_SYSTEM_PARENT"
 """Pid of the launcher, with which the process ends."""
 NICE_VARIABLE = "USER_SYSTEM_NICE"
 """Scheduling priority that the process gives itself."""
+CORES_VARIABLE = "USER_SYSTEM_CORES"
+"""CPUs that the process keeps to, by number; "": whichever the kernel chooses."""
 
 END_S = 30.0
 """How long a process may take to end after it was asked to."""
@@ -121,6 +123,8 @@ def begin() -> Life:
         _die_with(int(parent))
     if nice:
         _set_nice(int(nice))
+    if cores := os.environ.pop(CORES_VARIABLE, ""):
+        os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
     return Life(os.environ.pop(READY_VARIABLE, ""))
 
 

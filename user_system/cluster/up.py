@@ -20,18 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from user_system.cluster import (
-    cores,
-    enrol,
-    layout,
-    machine,
-    plan,
-    ports,
-    report,
-    resources,
-    runs,
-    status,
-)
+from user_system.cluster import enrol, layout, machine, plan, ports, report, resources, runs, status
 from user_system.cluster.compose import Composer
 from user_system.cluster.launch import Supervisor
 from user_system.cluster.layout import RunDir
@@ -200,8 +189,7 @@ def execute(prepared: Prepared, began: float) -> int:
         temporary=str(run.short),
     )
     interrupt = Interrupt()
-    places = cores.kept_to(composer.places.robots)
-    with interrupt.watching(), places, Progress(composer.page) as progress:
+    with interrupt.watching(), Progress(composer.page) as progress:
         try:
             return _live(prepared, supervisor, interrupt, progress, began)
         finally:

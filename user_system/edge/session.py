@@ -48,10 +48,6 @@ from user_system.edge.wire import Telemetry
 
 log = logging.getLogger(__name__)
 
-IDLE_MS = 200
-"""Rest without an episode after which a simulated robot's clock runs no faster than the wall's: a
-fast one would only take processor time from whom the robot waits for."""
-
 ESTOPPED = "emergency stop"
 """How the latched reason of an emergency stop begins, so that a new agent knows it from a fault."""
 
@@ -380,6 +376,7 @@ class Session:
         if self._episode is None and assignment.episode not in self._taken:
             self._taken.append(assignment.episode)
             self._episode = Episode(assignment)
+            self._wanted = float("-inf")  # the next is asked for as soon as this one is over
 
     def begun(self, plan: ResetPlan) -> None:
         """The worker is ready for the episode and says how it begins."""
@@ -530,10 +527,12 @@ class Session:
     def _keep_pace(self, now: int) -> None:
         lease = self.leases.lease
         idle = self.mode is Mode.HOLD and self._episode is None
-        waits = idle and now - self._entered > IDLE_MS * MS
-        rate = min(1.0, self.config.rate) if waits else self.config.rate
-        if lease and lease.realtime:
-            rate = 1.0
+        waits = idle and now - self._entered > self.config.idle_ms * MS
+        rate = self.config.rate
+        if self.mode in HUMAN_MODES and self.config.driven_rate is not None:
+            rate = self.config.driven_rate
+        if waits or (lease and lease.realtime):
+            rate = min(1.0, rate)
         if self._driver and rate != self._rate:
             self._rate = rate
             self.effects.append(Pace(rate))
