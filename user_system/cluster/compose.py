@@ -247,7 +247,7 @@ class Composer:
             task=robot.task,
             policy=self.manifest.actors[robot.actor].learner,
             rate=robot.rate,
-            driven_rate=robot.rate if robot.driven_rate is None else robot.driven_rate,
+            driven_rate=min(robot.rate, robot.driven_rate or robot.rate),
             worker=_worker_name(host, robot.actor),
             driver=self._driver_socket(name),
             seat=self._seat_socket(name),

@@ -41,8 +41,8 @@ class RobotEntry:
     rate: float = field(default=1.0, metadata={"above": 0.0, "max": 1000.0})
     """Robot seconds per wall second; anything but 1 needs a simulated robot."""
     driven_rate: float | None = field(default=None, metadata={"above": 0.0, "max": 1000.0})
-    """The same while a script drives it, which is slower to react than a policy; none given: as
-    ever. A person drives in real time."""
+    """The most of it while a script drives, which reacts more slowly than a policy; none given: no
+    less. A person drives in real time."""
     config: Any = field(default=None, metadata={"plugin": "robots"})
 
 

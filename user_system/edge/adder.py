@@ -32,7 +32,7 @@ from user_system.core.types import (
 from user_system.edge.arbiter import Proposal
 from user_system.edge.messages import Assignment
 
-MAX_UNSPOOLED_S = 0.4
+MAX_UNSPOOLED_S = 0.3
 """Robot seconds of closed steps that may wait."""
 
 
