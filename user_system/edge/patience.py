@@ -12,8 +12,8 @@ class SessionConfig:
     driven_rate: float | None = None
     """The same while somebody drives who did not ask for real time; None: as ever."""
     idle_ms: float = 200.0
-    """Rest without an episode after which a simulated robot's clock runs no faster than the wall's: a
-    fast one would only take processor time from whom the robot waits for."""
+    """Rest without an episode after which a simulated robot's clock runs no faster than the wall's:
+    a fast one would only take processor time from whom the robot waits for."""
     handback_ends: bool = False
     """Whether handing back ends the episode (RaC's second rule) or the policy goes on in it."""
     operator_lost_ms: float = 500.0
