@@ -50,9 +50,15 @@ ROOM_S = 0.2
 PRIORITY = 25
 """SCHED_FIFO priority while the robot clock keeps wall time: a cabinet's own computer is punctual.
 Faster than that it takes what processor time it needs, and must not take it from everybody."""
-LATE_NS = 200 * MS
-"""Robot time without a set-point after which the robot clock runs no faster than the wall's: how
-patient the control box is with a driver that was not scheduled must not depend on the pace."""
+AHEAD_NS = 2 * CYCLE_NS
+"""Robot time by which a clock faster than the wall's may be ahead of its driver: one tick."""
+LATE_NS = AHEAD_NS + CYCLE_NS
+"""Robot time without a set-point, ``STAND_NS`` waited in vain among it, after which the robot clock
+runs no faster than the wall's: how patient the control box is with a driver that was not scheduled
+must not depend on the pace."""
+STAND_NS = 100 * MS
+"""Wall time for which such a clock waits for its driver, per cycle: a driver on a busy machine then
+sees the same robot as one on an idle machine."""
 LOST = "communication constraints violation: the driver went away"
 
 
@@ -140,18 +146,22 @@ class World:
     def _wait(self, listener: socket.socket) -> None:
         """Serve the line until the next cycle is due."""
         due = self._pacer.due_ns(self._physics.robot_ns + CYCLE_NS)
+        until = time.monotonic_ns() + STAND_NS
         while True:
             readable = [listener] if self._driver is None else [listener, self._driver]
-            left = max(0, due - time.monotonic_ns()) / SECOND
+            end = max(due, until) if self._stands() else due
+            left = max(0, end - time.monotonic_ns()) / SECOND
             ready, _, _ = select.select(readable, [], [], left)
             if self._driver in ready:
                 self._receive(self._driver)
             if listener in ready:
                 self._accept(listener)
-            if not ready:
+            if time.monotonic_ns() >= (max(due, until) if self._stands() else due):
                 return
-            if time.monotonic_ns() >= due:
-                return
+
+    def _stands(self) -> bool:
+        """Whether a fast robot clock waits for its driver."""
+        return self._pacer.rate > 1.0 and self._box.silence_ns >= AHEAD_NS
 
     def _cycle(self) -> None:
         self._box.cycle()
@@ -166,7 +176,7 @@ class World:
 
     def _wait_for_driver(self, now: int) -> None:
         """Let the robot clock run in real time while a driver is late."""
-        late = self._box.silence_ns > LATE_NS
+        late = self._box.silence_ns >= LATE_NS
         rate = min(self._rate, 1.0) if late else self._rate
         if rate != self._pacer.rate:
             self._counts["late"] += late

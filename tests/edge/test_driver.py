@@ -122,6 +122,43 @@ def test_silence_means_hold_and_long_silence_a_fault(tmp_path, processes, wait_f
     bench.link.close()
 
 
+def test_a_sped_up_clock_stands_until_the_agent_has_answered(tmp_path, processes, wait_for):
+    """The world goes on by a tick with each set-point; an answer takes 20 ms of the wall's time."""
+
+    class Stepping(processes.PointMass):
+        ticks = 0
+
+        def _now(self):
+            return self.ticks * 10_000_000
+
+        def apply(self, setpoint):
+            super().apply(setpoint)
+            self.ticks += 1
+
+        def wait(self, robot_ns, timeout_s):
+            if self._now() < robot_ns:
+                time.sleep(0.001)
+
+    bench = Bench(tmp_path, Stepping(tmp_path / "log", rate=100.0)).start()
+    wait_for(bench.telemetry, "telemetry")
+    bench.link.command(np.array([0.1, 0.0]), 1, 300.0)
+    wait_for(lambda: bench.telemetry().sequence >= 0, "the first command")
+    begun, answers = [], 0
+    while len(begun) < 20:
+        for seen in bench.link.poll():
+            if seen.period and seen.sequence >= 0:
+                begun.append(seen)
+                time.sleep(0.02)
+                bench.link.command(np.array([0.1, 0.0]), 1, 300.0)
+                answers += 1
+    periods = [seen.reading.robot_ns // 100_000_000 for seen in begun]
+    assert periods == list(range(periods[0], periods[0] + 20)), "none passed unanswered"
+    sequences = np.diff([seen.sequence for seen in begun])
+    assert (sequences > 0).all(), "each period knows the answer to the one before"
+    bench.stop()
+    bench.link.close()
+
+
 def test_a_sped_up_clock_waits_for_commands_in_real_time(bench, wait_for):
     wait_for(bench.telemetry, "telemetry")
     assert bench.seen.reading.rate == 5.0

@@ -149,6 +149,20 @@ def test_patience_with_a_late_driver_does_not_depend_on_the_pace(make_world, con
     assert robot.world_stats()["late"] >= 1
 
 
+def test_a_fast_clock_waits_for_its_driver(make_world, connect):
+    """0.06 s at rate 20 would be 1.2 s of the robot's time."""
+    robot = connect(make_world(rate=20.0))
+    rig = Rig(robot)
+    setpoint = robot.read().setpoint
+    rig.drive(setpoint, 0.2)
+    robot.apply(setpoint)
+    before = robot.read().robot_ns
+    time.sleep(0.06)
+    assert robot.read().robot_ns - before <= 40_000_000
+    robot.apply(setpoint)
+    wait_for(lambda: robot.read().robot_ns - before >= 20_000_000, "the clock goes on")
+
+
 def test_robot_clock_runs_at_its_pace_and_never_jumps(make_world, connect):
     robot = connect(make_world(rate=5.0))
     for rate in (5.0, 1.0, 10.0):

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import math
 import os
+import select
 import time
 import uuid
 from collections.abc import Mapping
@@ -35,6 +36,9 @@ from user_system.edge import keep, wire
 from user_system.edge.rings import MIN_CAPACITY, Duplex
 
 log = logging.getLogger(__name__)
+
+STAND_S = 0.05
+"""Wall time for which a robot clock that runs faster than the wall's stands to wait for an answer."""
 
 RESTARTED = "the driver was restarted; release the robot when it is safe to move"
 
@@ -112,6 +116,7 @@ class DriverServer:
         self._token, self._sequence = 0, -1
         self._period = -1
         self._held_ns, self._hurry = 0, 0.0
+        self._reading_ns, self._steps = 0, False
         self._shown: tuple[Any, ...] = ()
         self._running, self._connected = True, False
         self._figures_at = self._heard_at = self._shown_at = time.monotonic()
@@ -139,7 +144,8 @@ class DriverServer:
             self._open()
             deadline = self._next_tick(self.clock.now_ns())
             while self._running:
-                self.clock.sleep_until(deadline)
+                if not self._steps:
+                    self.clock.sleep_until(deadline)
                 self._await(deadline)
                 self._tick()
                 deadline = self._next_tick(deadline)
@@ -199,10 +205,18 @@ class DriverServer:
     def _read(self) -> Reading:
         reading = self.robot.read()
         self.clock.sync(reading.robot_ns, reading.wall_ns, reading.rate)
+        self._reading_ns = reading.robot_ns
+        self._steps = reading.rate > 1.0 and isinstance(self.robot, Clocked)
         return reading
+
+    def _now_ns(self) -> int:
+        """Return the robot clock; one that runs fast stands between its reports, see ``_answered``."""
+        return self._reading_ns if self._steps else self.clock.now_ns()
 
     def _next_tick(self, last: int) -> int:
         """Return the next deadline on the grid; ticks that are already over are skipped."""
+        if self._steps:
+            return (self._reading_ns // self._tick_ns + 1) * self._tick_ns
         missed = (self.clock.now_ns() - last) // self._tick_ns
         if missed > 1:
             self.overruns += missed - 1
@@ -215,14 +229,15 @@ class DriverServer:
         for the next tick's, and periods would differ by ticks in the robot's own time.
         """
         if isinstance(self.robot, Clocked):
-            self.robot.wait(robot_ns, self._tick_ns / self.clock.rate / SECOND)
+            patience = STAND_S if self._steps else self._tick_ns / self.clock.rate / SECOND
+            self.robot.wait(robot_ns, patience)
 
     def _tick(self) -> None:
         self._attend()
         reading = self._read()
         if self._laid is not None and reading.robot_ns > self._laid[1]:
             self._scene, self._laid = self._laid[0], None
-        tick = self._gate.tick(self.clock.now_ns())
+        tick = self._gate.tick(self._now_ns())
         self._wait_for_commands(reading, tick)
         if reading.fault and not self._fault and reading.robot_ns > self._recovered_ns:
             self._latch(reading.fault)
@@ -231,7 +246,24 @@ class DriverServer:
             self._latch(f"{silence}; release the robot when somebody commands it again")
         if not self._fault:
             self.robot.apply(tick.setpoint)
-        self._publish(reading, tick)
+        begins = self._publish(reading, tick)
+        if begins and self._steps and not tick.holding and not self._fault:
+            self._answered()
+
+    def _answered(self) -> None:
+        """Let the agent answer the period that began; meanwhile a fast robot clock stands.
+
+        The world takes no cycle ahead of its driver. So how long an answer takes in the robot's time
+        does not depend on how fast that runs, or on who else wants the processor; a robot in real
+        time never waits for anybody.
+        """
+        before, until = self._sequence, time.monotonic() + STAND_S
+        while self._running and self._sequence == before and not self._fault:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            select.select([self.link.fileno()], [], [], left)
+            self._attend()
 
     def _wait_for_commands(self, reading: Reading, tick: GateTick) -> None:
         """Let a sped-up clock run in real time once a hold lasts, until somebody commands again.
@@ -270,14 +302,15 @@ class DriverServer:
         facts = {"token": self._token, "fault": self._fault, "clean": clean, "boot": self.boot}
         keep.write(self.config.memory, facts, sync=False)
 
-    def _publish(self, reading: Reading, tick: GateTick) -> None:
+    def _publish(self, reading: Reading, tick: GateTick) -> bool:
+        """Tell the agent what is new; return whether a period begins."""
         period = reading.robot_ns // self._period_ns
         if period > self._period and not self._fault:
             self._check(reading)
         shown = (self._fault, tick.holding, self._released, self._scene)
         begins, self._period = period > self._period, max(period, self._period)
         if not begins and shown == self._shown:
-            return
+            return False
         self._shown = shown
         seen = wire.Telemetry(
             reading=_with_fault(reading, self._fault),
@@ -292,6 +325,7 @@ class DriverServer:
             scene=self._scene,
         )
         self.link.send(*wire.reading_message(seen))
+        return begins
 
     def _check(self, reading: Reading) -> None:
         """Make sure that the robot reports what it declares; nothing is learned from the rest."""
@@ -358,7 +392,7 @@ class DriverServer:
         command = Command(
             meta["token"], meta["boot"], meta["sequence"], meta["deadline_ns"], target
         )
-        offered = self._gate.offer(command, self.clock.now_ns())
+        offered = self._gate.offer(command, self._now_ns())
         if offered.accepted:
             self._sequence = command.sequence
         if self._gate.fence > self._token:
@@ -375,7 +409,7 @@ class DriverServer:
                 if isinstance(self.robot, Resettable):
                     self.robot.reset_scene(int(meta["seed"]), meta["options"])
                 # It counts from the first reading that was taken after it.
-                self._laid = int(meta["id"]), self.clock.now_ns()
+                self._laid = int(meta["id"]), self._now_ns()
             case "pace":
                 self._pace(float(meta["rate"]))
             case "close":
@@ -386,7 +420,7 @@ class DriverServer:
     def _release(self, number: int) -> None:
         """Clear the fault because a person said so; the motion starts where the robot is."""
         self.robot.recover()
-        self._recovered_ns = self.clock.now_ns()
+        self._recovered_ns = self._now_ns()
         self._gate.release()
         self._gate.start(self._read().setpoint)
         self._fault = ""
