@@ -38,7 +38,7 @@ from user_system.edge.rings import MIN_CAPACITY, Duplex
 log = logging.getLogger(__name__)
 
 STAND_S = 0.05
-"""Wall time for which a robot clock that runs faster than the wall's stands to wait for an answer."""
+"""Wall time for which a robot clock faster than the wall's stands to wait for an answer."""
 
 RESTARTED = "the driver was restarted; release the robot when it is safe to move"
 
@@ -210,7 +210,7 @@ class DriverServer:
         return reading
 
     def _now_ns(self) -> int:
-        """Return the robot clock; one that runs fast stands between its reports, see ``_answered``."""
+        """Return the robot clock; a fast one stands between its reports, see ``_answered``."""
         return self._reading_ns if self._steps else self.clock.now_ns()
 
     def _next_tick(self, last: int) -> int:
