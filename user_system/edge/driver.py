@@ -253,9 +253,9 @@ class DriverServer:
     def _answered(self) -> None:
         """Let the agent answer the period that began; meanwhile a fast robot clock stands.
 
-        The world takes no cycle ahead of its driver. So how long an answer takes in the robot's time
-        does not depend on how fast that runs, or on who else wants the processor; a robot in real
-        time never waits for anybody.
+        The world takes no cycle ahead of its driver. So how long an answer takes in the robot's
+        time does not depend on how fast that runs, or on who else wants the processor; a robot in
+        real time never waits for anybody.
         """
         before, until = self._sequence, time.monotonic() + STAND_S
         while self._running and self._sequence == before and not self._fault:
