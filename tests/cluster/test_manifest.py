@@ -96,7 +96,7 @@ def test_command_line_overrides(tmp_path: Path) -> None:
 
 BAD = [
     ("rate: 8", "rat: 8", "lab.yaml:7: robots.arm-1.rat: unknown key; got 'rat'; allowed: actor, "
-     "cameras, config, driven_rate, host, kind, previews, rate, task. Did you mean 'rate'?"),
+     "cameras, config, host, kind, previews, rate, task. Did you mean 'rate'?"),
     ("rate: 8", "rate: fast",
      "lab.yaml:7: robots.arm-1.rate: wrong type; got 'fast'; allowed: a number"),
     ("rate: 8", "rate: 0",

@@ -95,12 +95,25 @@ def test_a_script_at_a_fast_clock_acts_once_per_period(arbiter):
         reading = Reading({}, np.array(at), ns, 0, rate=8.0)
         return Telemetry(reading=reading, accepted=np.array(at), boot="b")
 
-    arbiter.enter(Mode.DEMO, fast((0.0, 0.0), 0))
-    arbiter.steer(command(0.03, 0.0, valid_ms=150), 0)
-    assert arbiter.drive(PERIOD // 2).tolist() == [0.0, 0.0]
-    target = arbiter.choose(fast((0.0, 0.0), PERIOD), None, None)
-    assert np.allclose(target, (0.03, 0.0))
-    assert np.allclose(arbiter.choose(fast(target, 2 * PERIOD), None, None), target)
+    first = fast((0.0, 0.0), 0)
+    arbiter.enter(Mode.DEMO, first)
+    assert arbiter.choose(first, None, None).tolist() == [0.0, 0.0]
+    assert arbiter.awaits_person, "the clock stands until its action is there"
+    assert np.allclose(arbiter.steer(command(0.03, 0.0), 1), (0.03, 0.0)), "which is whole at once"
+    assert not arbiter.awaits_person
+    assert np.allclose(arbiter.steer(command(0.02, 0.01), 2), (0.02, 0.01)), "the newest counts"
+    target = arbiter.drive(PERIOD // 2)
+    assert np.allclose(target, (0.02, 0.01)), "and moves no further"
+    assert np.allclose(arbiter.choose(fast(target, PERIOD), None, None), target)
+    assert arbiter.awaits_person
+    arbiter.rest()
+    assert not arbiter.awaits_person, "nobody drives any more"
+
+
+def test_nobody_is_awaited_in_real_time(arbiter):
+    arbiter.enter(Mode.DEMO, seen((0.0, 0.0)))
+    arbiter.choose(seen((0.0, 0.0)), None, None)
+    assert not arbiter.awaits_person
 
 
 def test_validity_is_capped_by_hold_after(arbiter, processes):

@@ -340,15 +340,6 @@ def test_the_next_episode_is_asked_for_at_once_however_short_the_last_one_was():
     assert len(desk.took(do.Want)) == 2, "and then only now and then"
 
 
-def test_the_clock_has_a_pace_of_its_own_while_a_script_drives():
-    desk = Desk(rate=10.0, driven_rate=4.0).until(Mode.DEMO, Purpose.COLLECT)
-    desk.pass_ms(1)
-    assert desk.took(do.Pace)[-1].rate == 4.0
-    assert desk.ask("done", success=True).ok
-    desk.pass_ms(1)
-    assert desk.took(do.Pace)[-1].rate == 10.0
-
-
 def test_a_fast_clock_rests_while_there_is_nothing_to_do():
     desk = Desk(rate=10.0, idle_ms=200.0).until(Mode.AUTO)
     desk.session.judge(0, Judgement(1.0, terminated=True, success=True))

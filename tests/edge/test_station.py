@@ -40,14 +40,14 @@ class HandDriver:
         self.commands, self.stops = [], []
         self.ready = []
         self.released = self.scenes = 0
-        self.fault = ""
+        self.fault, self.rate = "", 1.0
 
     def go(self, count=1):
         for _ in range(count):
             self.period += 1
             fields = {"position": self.accepted.astype(np.float32), "goal": np.ones(2, np.float32)}
             reading = Reading(
-                fields, self.accepted.copy(), self.period * PERIOD, 0, 1.0, self.fault
+                fields, self.accepted.copy(), self.period * PERIOD, 0, self.rate, self.fault
             )
             self.ready.append(
                 Telemetry(
@@ -520,6 +520,36 @@ def test_a_takeover_labels_each_step_by_who_moved_the_robot_in_it(hand):
     names = np.concatenate([np.take(f.header.names, f.operator) for f in fragments])
     assert set(names[person]) == {"ann"}
     assert set(names[~person]) == {""}
+
+
+def test_a_fast_clock_stands_until_the_person_who_drives_has_acted(hand):
+    hand.station.config = replace(hand.station.config, person_s=0.05)
+    hand.driver.rate = 8.0
+    hand.until_auto()
+    hand.station.post(Grant("arm", 2, "script", 60_000))
+    hand.station.post(Request("arm", "hold", "script", 2))
+    hand.go(1)
+    hand.station.post(Request("arm", "correct", "script", 2))
+    hand.go(1)
+    assert hand.session.mode is Mode.CORRECTION
+    sent = len(hand.driver.commands)
+    hand.go(1)
+    assert len(hand.driver.commands) == sent, "it has not acted yet"
+    wish = np.array([-0.02, 0.0], np.float32)
+    start = hand.driver.accepted
+    hand.station.post(
+        OperatorCommand("arm", "script", 2, "boot", 0, 200.0, wish, time.monotonic_ns())
+    )
+    hand.station._attend()
+    assert np.allclose(hand.driver.commands[-1][0] - start, wish), "all of it, at once"
+    sent = len(hand.driver.commands)
+    hand.station._attend()
+    hand.go(1)
+    assert len(hand.driver.commands) == sent, "one command answers one period"
+    time.sleep(0.06)
+    hand.station._attend()
+    assert len(hand.driver.commands) == sent + 1, "nobody is waited for that long"
+    assert np.allclose(hand.driver.commands[-1][0] - start, wish), "and silence moves nothing"
 
 
 @pytest.fixture

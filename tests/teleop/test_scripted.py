@@ -118,6 +118,14 @@ def test_it_steps_in_once_an_episode_is_not_on_its_way(work, world, until):
     until(lambda: "arm-1" not in world.leases)
 
 
+def test_what_it_cannot_save_it_calls_a_failure(work, world, until):
+    """A cube may lie where no arm reaches: nobody should wait for it to be picked."""
+    habit = HelpConfig(patience=5, fade_steps=10**9)
+    work(robots=("arm-1",), help=habit, correct_steps=STEPS - 2)
+    until(lambda: ("arm-1", "done", "ann", False) in world.asked)
+    until(lambda: "arm-1" not in world.leases)
+
+
 def test_its_help_fades_out(work, world, until):
     world.figures["env_steps"] = 5000.0
     operator, day = work(help=HelpConfig(patience=5, fade_steps=3000))

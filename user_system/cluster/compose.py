@@ -247,7 +247,6 @@ class Composer:
             task=robot.task,
             policy=self.manifest.actors[robot.actor].learner,
             rate=robot.rate,
-            driven_rate=min(robot.rate, robot.driven_rate or robot.rate),
             worker=_worker_name(host, robot.actor),
             driver=self._driver_socket(name),
             seat=self._seat_socket(name),

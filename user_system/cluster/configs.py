@@ -120,9 +120,7 @@ class EdgeRobot:
     policy: str
     """Whose weights it acts with."""
     rate: float
-    """Robot seconds per wall second while nobody drives it."""
-    driven_rate: float
-    """The same while somebody does who does not ask for real time."""
+    """Robot seconds per wall second while no person drives it in real time."""
     worker: str
     """Name of its policy worker."""
     driver: Path

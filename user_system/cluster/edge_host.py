@@ -48,7 +48,7 @@ def _robot(entry: EdgeRobot) -> RobotConfig:
         worker=entry.worker,
         task=entry.task,
         policy=entry.policy,
-        session=SessionConfig(rate=entry.rate, driven_rate=entry.driven_rate),
+        session=SessionConfig(rate=entry.rate),
     )
 
 

@@ -39,10 +39,8 @@ class RobotEntry:
     previews: tuple[str, ...] = ()
     """Views of the robot's own driver that people see on the page; they are not recorded."""
     rate: float = field(default=1.0, metadata={"above": 0.0, "max": 1000.0})
-    """Robot seconds per wall second; anything but 1 needs a simulated robot."""
-    driven_rate: float | None = field(default=None, metadata={"above": 0.0, "max": 1000.0})
-    """The most of it while a script drives, which reacts more slowly than a policy; none given: no
-    less. A person drives in real time."""
+    """Robot seconds per wall second; anything but 1 needs a simulated robot. A
+    person drives in real time; a script does not, and a fast clock stands until it has acted."""
     config: Any = field(default=None, metadata={"plugin": "robots"})
 
 

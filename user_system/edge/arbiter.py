@@ -5,9 +5,9 @@ so a change of hands never makes the robot jump: a person's first command moves 
 told to be (a clutch by construction), and so does the policy's.
 
 A person's delta dimensions are rates, applied pro rata whenever ``drive`` is called, and by no more
-than one full action per period; where a simulated clock runs faster than a person (so a script
-drives), once per period, as the policy's action is. Rewind and reset move at a fraction of the
-robot's speed.
+than one full action per period. Where a simulated clock runs faster than the wall's, a script
+drives: its command is one action, as the policy's is, and the clock stands until it comes
+(``awaits_person``). Rewind and reset move at a fraction of the robot's speed.
 """
 
 from collections import deque
@@ -110,7 +110,9 @@ class Arbiter:
         self._base = self.target
         """Target at the start of the period."""
         self._bounds = np.asarray(spec.action.low), np.asarray(spec.action.high)
-        self._stepwise = False
+        self.stepwise = False
+        """Whether the robot clock is a fast one, for which a person's command is one action."""
+        self._stepped = False
 
     # --- once per period ----------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class Arbiter:
         if mode is self._mode:
             return
         self._mode, self.target = mode, np.array(seen.accepted)
-        self._base, self._stepwise = self.target, seen.reading.rate > 1.0
+        self._base, self.stepwise = self.target, seen.reading.rate > 1.0
         self._command, self._last_ns = None, seen.reading.robot_ns
         self._undone, self._rewound_to, self._waypoint = 0, None, 0
         self._waited_ns = seen.reading.robot_ns
@@ -152,11 +154,8 @@ class Arbiter:
         return self.target
 
     def _follow_person(self, seen: Telemetry) -> Array:
-        self._base, self._stepwise = self.target, seen.reading.rate > 1.0
-        if self._stepwise and self._command is not None:
-            action, until_ns = self._command
-            if seen.reading.robot_ns < until_ns:
-                self.target = self.spec.limits.clip(self.spec.action.target(self.target, action))
+        self._base, self.stepwise = self.target, seen.reading.rate > 1.0
+        self._stepped = False
         return self.target
 
     def _note(self, seen: Telemetry, step: int | None) -> None:
@@ -175,8 +174,18 @@ class Arbiter:
 
     # --- a person ------------------------------------------------------------------------------
 
+    @property
+    def awaits_person(self) -> bool:
+        """Whether a fast clock is to stand: this period's action of a person has not come yet."""
+        return self._mode in HUMAN_MODES and self.stepwise and not self._stepped
+
     def steer(self, command: OperatorCommand, now_ns: int) -> Array:
         """Take a person's newest command at robot time ``now_ns``; return the target so far."""
+        if self.stepwise and self._mode in HUMAN_MODES:
+            self._stepped = True
+            wish = self.spec.action.target(self._base, self.spec.action.clip(command.action))
+            self.target = self.spec.limits.clip(wish)
+            return self.target
         target = self.drive(now_ns)
         valid_ms = min(command.valid_ms, self.spec.hold_after_ms)
         self._command = (self.spec.action.clip(command.action), now_ns + int(valid_ms * MS))
@@ -188,7 +197,7 @@ class Arbiter:
         A command that is over moves nothing: the robot rests until the next one.
         """
         since, self._last_ns = self._last_ns, max(now_ns, self._last_ns)
-        if self._command is None or self._mode not in HUMAN_MODES or self._stepwise:
+        if self._command is None or self._mode not in HUMAN_MODES or self.stepwise:
             return self.target
         action, until_ns = self._command
         share = max(0.0, min(now_ns, until_ns) - since) / self._period_ns

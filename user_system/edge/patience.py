@@ -9,8 +9,6 @@ class SessionConfig:
 
     rate: float = 1.0
     """Robot seconds per wall second while no person drives in real time."""
-    driven_rate: float | None = None
-    """The same while somebody drives who did not ask for real time; None: as ever."""
     idle_ms: float = 200.0
     """Rest without an episode after which a simulated robot's clock runs no faster than the wall's:
     a fast one would only take processor time from whom the robot waits for."""

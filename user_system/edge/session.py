@@ -529,8 +529,6 @@ class Session:
         idle = self.mode is Mode.HOLD and self._episode is None
         waits = idle and now - self._entered > self.config.idle_ms * MS
         rate = self.config.rate
-        if self.mode in HUMAN_MODES and self.config.driven_rate is not None:
-            rate = self.config.driven_rate
         if waits or (lease and lease.realtime):
             rate = min(1.0, rate)
         if self._driver and rate != self._rate:

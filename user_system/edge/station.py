@@ -92,6 +92,8 @@ class StationConfig:
     """Time for it to prepare an episode."""
     backlog: int = 256
     """Fragments that may wait for the head before an episode opens a new epoch."""
+    person_s: float = 0.04
+    """Time for which a fast robot clock stands for who drives it; below ``driver.STAND_S``."""
     away_s: float = 2.0
     """Time without any reading after which a driver that lives counts as gone."""
 
@@ -177,8 +179,10 @@ class Station:
         self._advice: dict[int, Advice] = {}
         self._previous: tuple[Telemetry, Segment] | None = None
         self._begun: Assignment | None = None
-        self._seen_at = time.monotonic()
+        self._seen_at = self._period_at = time.monotonic()
         self._worker_up = False
+        self._answered = False
+        """Whether this period's command was sent: to a fast clock only one is."""
 
     # --- other threads ------------------------------------------------------------------------
 
@@ -360,6 +364,7 @@ class Station:
         if self.driver.in_flight(seen):
             # Its reading is older than our last command: that one is what the gate will have.
             seen = replace(seen, accepted=self.arbiter.target)
+        self._period_at, self._answered = time.monotonic(), False
         self.arbiter.enter(step.mode, seen)
         target = self.arbiter.choose(seen, step.index, step.proposal)
         plan = self.session.reset_plan
@@ -374,7 +379,15 @@ class Station:
         return target
 
     def command(self, target: Array) -> None:
-        """Send the set-point, for as long as the driver may go without the next one."""
+        """Send the set-point, for as long as the driver may go without the next one.
+
+        A fast robot clock stands until it comes. While a person drives, theirs is waited for: what
+        they do then begins with the period that they saw, as what the policy does.
+        """
+        patience = self._period_at + self.config.person_s
+        if self.arbiter.awaits_person and time.monotonic() < patience:
+            return
+        self._answered = True
         if self.session.mode not in STOPPED_MODES and self.session.leases.token > 0:
             self.driver.command(target, self.session.leases.token, self.spec.hold_after_ms)
         if self.last is not None:
@@ -418,7 +431,7 @@ class Station:
             self._hear(self._inbox.popleft())
         if self.session.mode not in HUMAN_MODES:
             self.arbiter.rest()
-        elif self.arbiter.mode in HUMAN_MODES:
+        elif self.arbiter.mode in HUMAN_MODES and not (self.arbiter.stepwise and self._answered):
             self.command(self.arbiter.drive(self.driver.clock.now_ns()))
 
     def _hear(self, heard: Heard) -> None:

@@ -43,8 +43,8 @@ class ScriptedConfig:
     help: HelpConfig = field(default_factory=HelpConfig)
     recover_steps: int = 1
     """Commands in RECOVERY before it corrects."""
-    correct_steps: int = 80
-    """Commands after which it gives an episode back though it did not end."""
+    correct_steps: int = 40
+    """Commands after which it calls an episode a failure: the cube may lie where no arm reaches."""
     release_after_s: float | None = None
     """Rest in FAULT before it releases; None: it leaves that to others. Never leaves ESTOP."""
     resume_after_s: float = 2.0
@@ -258,6 +258,9 @@ class ScriptedOperator:
             await self._drive(client, desk, Mode.RECOVERY, limit=self.config.recover_steps)
         if await self._ask(client, desk, "correct"):
             await self._drive(client, desk, Mode.CORRECTION, limit=self.config.correct_steps)
+        stuck = desk.episode == desk.helped and desk.last.mode == Mode.CORRECTION
+        if stuck and await self._ask(client, desk, "done", success=False):
+            return True
         waits = desk.last.mode == Mode.HOLD and desk.last.help
         if desk.episode == desk.helped and (waits or desk.last.mode in HUMAN_MODES):
             await self._ask(client, desk, "hand_back")
@@ -300,8 +303,10 @@ class ScriptedOperator:
             else:
                 early += 1
 
-    async def _ask(self, client: TeleopClient, desk: _Desk, event: str) -> bool:
-        granted, why = await client.ask(desk.last.robot, event)
+    async def _ask(
+        self, client: TeleopClient, desk: _Desk, event: str, success: bool | None = None
+    ) -> bool:
+        granted, why = await client.ask(desk.last.robot, event, success)
         if not granted:
             log.info("%s: %s is refused: %s", desk.last.robot, event, why)
         return granted
