@@ -29,6 +29,8 @@ BRAKE = np.asarray(fr3.JOINT_ACCELERATION)
 """How fast the reference slows down when there is no set-point to follow, rad/s²."""
 AGILITY = 5.0 * BRAKE
 """How fast the reference speeds up and slows down while it follows set-points, rad/s²."""
+SPRINT = AGILITY * CYCLE_S
+"""By how much its speed changes in a cycle at most, rad/s."""
 SETTLE_NS = 500 * MS
 """Robot time after a recovery in which the arm may still come to rest from what went wrong."""
 JUMP_M, JUMP_RAD = 0.1, 0.4
@@ -72,7 +74,7 @@ class ControlBox:
             self.fail("set-point discontinuity")
         else:
             self._setpoint, self._heard_ns = setpoint[:-1], self._physics.robot_ns
-            self._width_wanted = float(np.clip(setpoint[-1], 0.0, fr3.WIDTH_MAX))
+            self._width_wanted = max(0.0, min(fr3.WIDTH_MAX, float(setpoint[-1])))
 
     def _jumps(self, setpoint: Array) -> bool:
         """Whether a set-point lies too far from the last one, or from the arm for the first."""
@@ -122,8 +124,8 @@ class ControlBox:
     def _watch(self) -> None:
         if self.silence_ns > self._watchdog_ns:
             self.fail("communication constraints violation: no set-point in time")
-        fast = np.abs(self._physics.data.qvel[:7]) > self._reflex
-        if np.count_nonzero(fast) and self._physics.robot_ns >= self._settled_ns:
+        fast = np.abs(self._physics.speed) > self._reflex
+        if fast.any() and self._physics.robot_ns >= self._settled_ns:
             self.fail("joint velocity violation")
 
     def _brake(self) -> Array:
@@ -145,7 +147,7 @@ class ControlBox:
             speeds = self._kinematics.speeds(q, setpoint, TIME_CONSTANT)
         limit = np.minimum(self._limit, np.sqrt(2 * AGILITY * TIME_CONSTANT * np.abs(speeds)))
         speeds = speeds / max(1.0, float((np.abs(speeds) / np.maximum(limit, 1e-9)).max()))
-        change = np.clip(speeds - self._speed, -AGILITY * CYCLE_S, AGILITY * CYCLE_S)
+        change = np.minimum(np.maximum(speeds - self._speed, -SPRINT), SPRINT)
         return np.asarray(self._speed + change)
 
     def state(self) -> Array:

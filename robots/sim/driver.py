@@ -78,6 +78,7 @@ class SimFranka:
                 )
             self._wait(0.05)
             self._require_cameras()
+        self._ask("tick", ns=round(SECOND / self._config.tick_hz))
 
     def _dial(self, deadline: float) -> socket.socket:
         while True:

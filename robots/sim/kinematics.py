@@ -27,9 +27,10 @@ class Kinematics:
     def __init__(self, model: Any, posture: Array):
         self._model, self._data = model, mujoco.MjData(model)
         self._site = model.site("tcp").id
+        self._qpos = self._data.qpos
         self._posture = np.asarray(posture)
         self._jacobian = np.zeros((6, model.nv))
-        self._eye6, self._eye7 = np.eye(6) * DAMPING**2, np.eye(7)
+        self._eye6 = np.eye(6) * DAMPING**2
         self._low = np.asarray(fr3.JOINT_LOW) + 0.02
         self._high = np.asarray(fr3.JOINT_HIGH) - 0.02
 
@@ -42,10 +43,12 @@ class Kinematics:
         """
         error = self._error(q, pose) / time_constant
         jacobian = self._jacobian[:, :7]
-        inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._eye6)
-        task = inverse @ error
         drift = CENTERING * (self._posture - q)
-        speeds = task + drift - inverse @ (jacobian @ drift)
+        # Both parts share one damped inverse: J^T (J J^T + d^2 I)^-1 (error - J drift) + drift.
+        square, effort = jacobian @ jacobian.T + self._eye6, np.empty(6)
+        mujoco.mju_cholFactor(square, 0.0)
+        mujoco.mju_cholSolve(effort, square, error - jacobian @ drift)
+        speeds = jacobian.T @ effort + drift
         low, high = (self._low - q) / time_constant, (self._high - q) / time_constant
         bounded: Array = np.minimum(np.maximum(speeds, low), high)
         return bounded
@@ -53,7 +56,7 @@ class Kinematics:
     def _error(self, q: Array, pose: Array) -> Array:
         """Return ``(6,)`` m and rad from the tool at ``q`` to ``pose``; leaves the Jacobian."""
         data = self._data
-        data.qpos[:7] = q
+        self._qpos[:7] = q
         mujoco.mj_kinematics(self._model, data)
         mujoco.mj_comPos(self._model, data)
         mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)

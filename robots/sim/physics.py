@@ -1,5 +1,6 @@
 """The world itself: MuJoCo, the arm's sensors and servos, the cube."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,21 @@ class Physics:
         self.model = mujoco.MjModel.from_xml_string(build_xml(scene))
         self.data = mujoco.MjData(self.model)
         self._tcp = self.model.site("tcp").id
-        self._pads = {self.model.geom(name).id for name in ("finger1", "finger2")}
-        self._cube_geom = self.model.geom("cube").id
+        pads = [self.model.geom(name).id for name in ("finger1", "finger2")]
+        cube = self.model.geom("cube").id
+        self._pinching = {pair for pad in pads for pair in ((pad, cube), (cube, pad))}
+        """Pairs of geoms in contact when a finger touches the cube."""
         self._cube = int(self.model.joint("cube").qposadr[0])
         self._cube_v = int(self.model.joint("cube").dofadr[0])
-        self._servo = [self.model.actuator(f"joint{i}").id for i in range(1, 8)]
-        self._damper = [self.model.actuator(f"joint{i}_damper").id for i in range(1, 8)]
+        self._servo = np.array([self.model.actuator(f"joint{i}").id for i in range(1, 8)])
+        self._damper = np.array([self.model.actuator(f"joint{i}_damper").id for i in range(1, 8)])
         self._grip = self.model.actuator("grip").id
-        self._jacobian = np.zeros((6, self.model.nv))
+        self._jacobian = np.zeros((3, self.model.nv))
+        # Views on the engine's own memory: asking the engine for one takes as long as using it.
+        data = self.data
+        self._qpos, self._qvel, self._act, self._ctrl = data.qpos, data.qvel, data.act, data.ctrl
+        self._arm = data.qpos[:7], data.qvel[:7]
+        self._contact_force = np.zeros(6)
         self._wanted_cube: Array | None = None
         self.steps = 0
         self.restart()
@@ -66,42 +74,49 @@ class Physics:
 
     def refer(self, q: Array, dq: Array) -> None:
         """Set the joint servos' reference: positions ``(7,)`` rad moving at ``(7,)`` rad/s."""
-        self.data.act[:] = q
-        self.data.ctrl[self._servo] = dq
-        self.data.ctrl[self._damper] = dq
+        self._act[:] = q
+        self._ctrl[self._servo] = dq
+        self._ctrl[self._damper] = dq
 
     def grip(self, width: float) -> None:
         """Set the hand's reference: opening in m."""
-        self.data.ctrl[self._grip] = width / 2
+        self._ctrl[self._grip] = width / 2
 
     @property
     def reference(self) -> Array:
-        """Joint reference ``(7,)`` rad after the steps so far."""
-        return np.asarray(self.data.act)
+        """Joint reference ``(7,)`` rad after the steps so far; a view, which moves with them."""
+        reference: Array = self._act
+        return reference
+
+    @property
+    def speed(self) -> Array:
+        """Joint speeds ``(7,)`` rad/s; a view."""
+        speed: Array = self._arm[1]
+        return speed
 
     def sense(self, width_command: float) -> Array:
         """Return the state vector of ``robots.sim.state``."""
-        data, state = self.data, np.empty(SIZE)
-        state[PARTS["q"]], state[PARTS["dq"]] = data.qpos[:7], data.qvel[:7]
-        state[PARTS["tcp"]] = tool_pose(data, self._tcp)
-        mujoco.mj_jacSite(self.model, data, self._jacobian[:3], None, self._tcp)
-        state[PARTS["tcp_velocity"]] = self._jacobian[:3, :7] @ data.qvel[:7]
-        state[PARTS["width"]] = data.qpos[7] + data.qpos[8]
+        state, (q, dq) = np.empty(SIZE), self._arm
+        state[PARTS["q"]], state[PARTS["dq"]] = q, dq
+        state[PARTS["tcp"]] = tool_pose(self.data, self._tcp)
+        mujoco.mj_jacSite(self.model, self.data, self._jacobian, None, self._tcp)
+        state[PARTS["tcp_velocity"]] = self._jacobian[:, :7] @ dq
+        state[PARTS["width"]] = self._qpos[7] + self._qpos[8]
         state[PARTS["width_command"]] = width_command
         state[PARTS["grip_force"]] = self._grip_force()
-        state[PARTS["cube"]] = data.qpos[self._cube : self._cube + 3]
-        w, _, _, z = data.qpos[self._cube + 3 : self._cube + 7]
-        state[PARTS["cube_turn"]] = 2 * np.arctan2(z, w)
+        state[PARTS["cube"]] = self._qpos[self._cube : self._cube + 3]
+        w, _, _, z = self._qpos[self._cube + 3 : self._cube + 7].tolist()
+        state[PARTS["cube_turn"]] = 2 * math.atan2(z, w)
         return state
 
     def _grip_force(self) -> float:
         """Return the force with which one finger presses on the cube, N."""
-        total, force = 0.0, np.zeros(6)
-        for i in range(self.data.ncon):
-            pair = self.data.contact[i].geom
-            if self._cube_geom in pair and not self._pads.isdisjoint(pair.tolist()):
-                mujoco.mj_contactForce(self.model, self.data, i, force)
-                total += abs(float(force[0]))
+        total = 0.0
+        if self.data.ncon:
+            for i, pair in enumerate(self.data.contact.geom.tolist()):
+                if tuple(pair) in self._pinching:
+                    mujoco.mj_contactForce(self.model, self.data, i, self._contact_force)
+                    total += abs(float(self._contact_force[0]))
         return total / 2
 
     def lay_out(self, cube: Array) -> None:

@@ -36,6 +36,8 @@ class PickCubeConfig:
     """Taken from the reward of every step but a successful one."""
     cube_half: float = 0.02
     """Half an edge of the cube, m."""
+    reset_speed: float = 1.0
+    """Share of the arm's speed limits on its way home; on a real arm less."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 or self.lift_m <= 0 or not 0 <= self.start_noise <= 0.05:
@@ -71,7 +73,7 @@ class PickCube:
             "y_high": y + dy,
             "turn": self.config.turn,
         }
-        return ResetPlan(waypoints=(tuple(home.tolist()),), scene=scene)
+        return ResetPlan((tuple(home.tolist()),), scene, speed=self.config.reset_speed)
 
     def judge(self, before: Observation, executed: Array, after: Observation, k: int) -> Judgement:
         """Judge by the observation after the step alone."""

@@ -50,12 +50,8 @@ ROOM_S = 0.2
 PRIORITY = 25
 """SCHED_FIFO priority while the robot clock keeps wall time: a cabinet's own computer is punctual.
 Faster than that it takes what processor time it needs, and must not take it from everybody."""
-AHEAD_NS = 2 * CYCLE_NS
-"""Robot time by which a clock faster than the wall's may be ahead of its driver: one tick."""
-LATE_NS = AHEAD_NS + CYCLE_NS
-"""Robot time without a set-point, ``STAND_NS`` waited in vain among it, after which the robot clock
-runs no faster than the wall's: how patient the control box is with a driver that was not scheduled
-must not depend on the pace."""
+MOST_CYCLES = 50
+"""Longest tick of a driver, control cycles."""
 STAND_NS = 100 * MS
 """Wall time for which such a clock waits for its driver, per cycle: a driver on a busy machine then
 sees the same robot as one on an idle machine."""
@@ -114,6 +110,8 @@ class World:
         )
         self._pacer = Pacer(config.rate, time.monotonic_ns(), 0)
         self._rate = config.rate
+        self._tick = 1
+        """Cycles per tick of the driver, as it said when it came."""
         self._driver: socket.socket | None = None
         self._counts: Counter[str] = Counter()
         self._running = True
@@ -130,7 +128,9 @@ class World:
             try:
                 while self._running:
                     self._wait(listener)
-                    self._cycle()
+                    for _ in range(self._until_report()):
+                        self._box.cycle()
+                    self._report()
             finally:
                 path.unlink(missing_ok=True)
                 self._render.close()
@@ -142,6 +142,17 @@ class World:
 
     def _schedule(self) -> None:
         prefer(PRIORITY if self._rate <= 1.0 else 0)
+
+    def _until_report(self) -> int:
+        """Return the cycles until the next report: one, or as many as a driver's tick is away.
+
+        A clock faster than the wall's waits for its driver at every tick anyway, and a report that
+        nobody waits for costs as much as one that somebody does.
+        """
+        if self._pacer.rate <= 1.0 or self._driver is None:
+            return 1
+        border = self._tick - self._physics.robot_ns // CYCLE_NS % self._tick
+        return max(1, min(border, self._tick - self._box.silence_ns // CYCLE_NS))
 
     def _wait(self, listener: socket.socket) -> None:
         """Serve the line until the next cycle is due."""
@@ -160,11 +171,10 @@ class World:
                 return
 
     def _stands(self) -> bool:
-        """Whether a fast robot clock waits for its driver."""
-        return self._pacer.rate > 1.0 and self._box.silence_ns >= AHEAD_NS
+        """Whether a fast robot clock, a tick ahead of its driver, waits for it."""
+        return self._pacer.rate > 1.0 and self._box.silence_ns >= self._tick * CYCLE_NS
 
-    def _cycle(self) -> None:
-        self._box.cycle()
+    def _report(self) -> None:
         now = time.monotonic_ns()
         self._wait_for_driver(now)
         self._pacer.arrived(self._physics.robot_ns, now)
@@ -175,8 +185,12 @@ class World:
             self._send(link.pack_report(report))
 
     def _wait_for_driver(self, now: int) -> None:
-        """Let the robot clock run in real time while a driver is late."""
-        late = self._box.silence_ns >= LATE_NS
+        """Let the robot clock run in real time while a driver is late.
+
+        Late is more than a tick, ``STAND_NS`` waited in vain among it: how patient the control box
+        is with a driver that was not scheduled must not depend on the pace.
+        """
+        late = self._box.silence_ns > self._tick * CYCLE_NS
         rate = min(self._rate, 1.0) if late else self._rate
         if rate != self._pacer.rate:
             self._counts["late"] += late
@@ -190,7 +204,7 @@ class World:
             with peer, contextlib.suppress(OSError):  # it may have hung up already
                 peer.send(busy)
             return
-        self._driver = peer
+        self._driver, self._tick = peer, 1
         self._counts["drivers"] += 1
 
     def _receive(self, driver: socket.socket) -> None:
@@ -236,6 +250,8 @@ class World:
             self._pacer.set_rate(rate, time.monotonic_ns(), self._physics.robot_ns)
             self._rate = rate
             self._schedule()
+        elif what == "tick":
+            self._set_tick(int(request["ns"]))
         elif what == "reset_scene":
             self._physics.lay_out(cube_pose(int(request["seed"]), request["options"]))
         elif what == "render":
@@ -245,6 +261,13 @@ class World:
         else:
             raise LinkError("the world does not know this request", got=what)
         return {}
+
+    def _set_tick(self, tick_ns: int) -> None:
+        """Know how often the driver looks; ticks that are no whole cycles are met at each cycle."""
+        if not 0 < tick_ns <= MOST_CYCLES * CYCLE_NS:
+            most = f"up to {MOST_CYCLES * CYCLE_NS // MS} ms"
+            raise ConfigError("the driver's tick is out of range", got=tick_ns, allowed=most)
+        self._tick = 1 if tick_ns % CYCLE_NS else tick_ns // CYCLE_NS
 
     def _draw(self, cameras: list[str]) -> Mapping[str, Any]:
         if self._render.error:

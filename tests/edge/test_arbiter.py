@@ -161,7 +161,7 @@ def test_rewind_runs_recorded_targets_backwards_within_its_speed(processes):
 
 def test_reset_goes_through_its_waypoints(processes):
     arbiter = Arbiter(processes.SPEC)
-    plan = ResetPlan(((0.3, 0.0), (0.0, 0.3)))
+    plan = ResetPlan(((0.3, 0.0), (0.0, 0.3)), speed=0.5)
     at, visited = np.zeros(2), []
     arbiter.enter(Mode.RESET, seen(at))
     for n in range(200):

@@ -1,11 +1,13 @@
 """What crosses the tunnel says the same on both sides."""
 
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from comms.pb import fresh_pb2, hub_pb2
+from user_system.core.modes import Mode
 from user_system.core.types import Purpose
 from user_system.edge import uplink
 from user_system.edge.messages import Assignment, Request
@@ -72,6 +74,38 @@ class Part:
 
     def __getattr__(self, name):
         return lambda *arguments, **more: self.calls.append(name)
+
+
+def test_people_see_motion_now_and_then_but_news_and_driving_at_once(
+    monkeypatch, tmp_path, processes
+):
+    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightFetcher", "WeightClient"):
+        monkeypatch.setattr(uplink, name, Part)
+    now = [100.0]
+    monkeypatch.setattr(uplink.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(uplink, "_state", lambda *arguments: fresh_pb2.RobotState())
+    head = uplink.Uplink(None, "host", "boot", SimpleNamespace(depth=0), tmp_path)
+    leases = SimpleNamespace(lease=None)
+    session = SimpleNamespace(
+        name="arm", mode=Mode.AUTO, assignment=None, help="", fault="", leases=leases
+    )
+    station = SimpleNamespace(session=session)
+
+    def sent(after_s):
+        now[0] += after_s
+        before = len(head._fresh.calls)
+        head.state(station, None)
+        return len(head._fresh.calls) - before
+
+    assert sent(0.0) == 1
+    assert sent(0.012) == 0
+    assert sent(uplink.STATE_S) == 1
+    session.help = "stuck"
+    assert (sent(0.001), sent(0.001)) == (1, 0)
+    leases.lease = "ann"
+    assert sent(0.001) == 1
+    session.mode = Mode.CORRECTION
+    assert [sent(0.001) for _ in range(3)] == [1, 1, 1], "who drives sees every period"
 
 
 def test_a_robot_that_comes_late_costs_the_others_nothing(monkeypatch, tmp_path, processes):

@@ -163,6 +163,24 @@ def test_a_fast_clock_waits_for_its_driver(make_world, connect):
     wait_for(lambda: robot.read().robot_ns - before >= 20_000_000, "the clock goes on")
 
 
+@pytest.mark.parametrize(("tick_hz", "reports_ns"), [(50.0, 20_000_000), (25.0, 40_000_000)])
+def test_a_fast_clock_goes_from_tick_to_tick(make_world, connect, tick_hz, reports_ns):
+    """Reports that no driver looks at are not made, and the clock waits at each tick."""
+    robot = connect(make_world(rate=20.0), tick_hz=tick_hz, control_hz=5.0)
+    setpoint, seen = robot.read().setpoint, []
+    for _ in range(20):
+        robot.apply(setpoint)
+        seen.append(robot.read().robot_ns)
+        robot.wait(seen[-1] + 1, 30.0)
+    steps = np.diff(seen[3:])
+    assert set(steps.tolist()) == {reports_ns}
+
+
+def test_a_tick_out_of_range_is_refused(make_world, connect):
+    with pytest.raises(LinkError, match="tick"):
+        connect(make_world(), tick_hz=0.5, control_hz=0.5)
+
+
 def test_robot_clock_runs_at_its_pace_and_never_jumps(make_world, connect):
     robot = connect(make_world(rate=5.0))
     for rate in (5.0, 1.0, 10.0):

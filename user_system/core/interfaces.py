@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from user_system.core.errors import ConfigError
 from user_system.core.specs import ActionSpec, Field, PolicySpec, RobotSpec
 from user_system.core.types import (
     Array,
@@ -130,9 +131,19 @@ class ResetPlan:
     """How to bring about the start of an episode."""
 
     waypoints: tuple[tuple[float, ...], ...]
-    """Set-points ``(Dc,)`` to move through, in order, at reduced speed."""
+    """Set-points ``(Dc,)`` to move through, in order."""
     scene: Mapping[str, float] | None = None
     """Options for a resettable scene; None where there is none or it must stay."""
+    speed: float = 0.5
+    """Share of the robot's velocity limits at which to move there.
+
+    Raises:
+        ConfigError: it is not in (0, 1].
+    """
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.speed <= 1.0:
+            raise ConfigError("speed of a reset", got=self.speed, allowed="above 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)

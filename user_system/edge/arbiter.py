@@ -7,7 +7,7 @@ told to be (a clutch by construction), and so does the policy's.
 A person's delta dimensions are rates, applied pro rata whenever ``drive`` is called, and by no more
 than one full action per period. Where a simulated clock runs faster than the wall's, a script
 drives: its command is one action, as the policy's is, and the clock stands until it comes
-(``awaits_person``). Rewind and reset move at a fraction of the robot's speed.
+(``awaits_person``). Rewind and reset move at a fraction of the robot's speed limits.
 """
 
 from collections import deque
@@ -28,9 +28,8 @@ from user_system.edge.wire import Telemetry
 class ArbiterConfig:
     """Speeds and patience of motions that nobody steers."""
 
-    reset_speed: float = 0.5
-    """Fraction of the velocity limits."""
     rewind_speed: float = 0.25
+    """Fraction of the velocity limits."""
     rewind_steps: int = 50
     """Steps that one rewind goes back at most."""
     tolerance: float = 0.02
@@ -244,7 +243,7 @@ class Arbiter:
             return True
         goal = self.spec.limits.clip(np.asarray(plan.waypoints[self._waypoint], np.float64))
         now = seen.reading.robot_ns
-        if not self._toward(goal, self.config.reset_speed):
+        if not self._toward(goal, plan.speed):
             self._waited_ns = now
             return False
         away = np.abs(seen.reading.setpoint - goal) / self._box

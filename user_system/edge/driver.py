@@ -105,6 +105,8 @@ class DriverServer:
         self.config, self.robot, self.spec = config, robot, robot.spec
         self.boot = uuid.uuid4().hex[:12]
         self.clock = RobotClock()
+        # Once: asking whether an object has a Protocol's methods takes as long as a gate's tick.
+        self._clocked = robot if isinstance(robot, Clocked) else None
         self.link = Duplex(config.socket, "listen", self._capacity())
         self.overruns = 0
         self._tick_ns = round(SECOND / self.spec.tick_hz)
@@ -206,7 +208,7 @@ class DriverServer:
         reading = self.robot.read()
         self.clock.sync(reading.robot_ns, reading.wall_ns, reading.rate)
         self._reading_ns = reading.robot_ns
-        self._steps = reading.rate > 1.0 and isinstance(self.robot, Clocked)
+        self._steps = reading.rate > 1.0 and self._clocked is not None
         return reading
 
     def _now_ns(self) -> int:
@@ -228,9 +230,9 @@ class DriverServer:
         Its clock is extrapolated here; without this a report that is a moment late would be taken
         for the next tick's, and periods would differ by ticks in the robot's own time.
         """
-        if isinstance(self.robot, Clocked):
+        if self._clocked is not None:
             patience = STAND_S if self._steps else self._tick_ns / self.clock.rate / SECOND
-            self.robot.wait(robot_ns, patience)
+            self._clocked.wait(robot_ns, patience)
 
     def _tick(self) -> None:
         self._attend()

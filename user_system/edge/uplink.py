@@ -24,6 +24,7 @@ from comms.tunnel import Tunnel
 from comms.weights import WeightFetcher
 from user_system.codec import images
 from user_system.core.clock import MS, SECOND
+from user_system.core.modes import HUMAN_MODES
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, Purpose
 from user_system.edge import messages as say
@@ -33,6 +34,9 @@ from user_system.edge.weight_client import WeightClient
 from user_system.edge.wire import Telemetry
 
 log = logging.getLogger(__name__)
+
+STATE_S = 0.05
+"""Time between two states of a robot that say nothing new but its motion, wall s."""
 
 Post = Callable[[str, Heard], None]
 """Hand something to the loop of a robot, by name."""
@@ -70,6 +74,8 @@ class Uplink:
         self._weights = WeightClient(WeightFetcher(tunnel), weights, self._weights_ready)
         self._pictures: queue.Queue[tuple[str, str, Array, int]] = queue.Queue(8)
         self._sequence = 0
+        self._told: dict[str, tuple[object, float]] = {}
+        """Robot -> what its last state said, and when."""
         self._open = True
         self._threads = [
             threading.Thread(target=self._listen, name="fresh lane", daemon=True),
@@ -182,7 +188,19 @@ class Uplink:
         self._weights.need(self._entries[robot].policy, version)
 
     def state(self, station: Station, seen: Telemetry | None) -> None:
-        """Send the robot's state; the newest one wins on the way."""
+        """Send the robot's state; the newest one wins on the way.
+
+        While nobody drives and nothing but the motion is new, people see it every ``STATE_S``: a
+        robot clock that runs faster than their eyes would only take time from who computes.
+        """
+        session = station.session
+        lease = session.leases.lease
+        news = (session.mode, session.assignment, session.help, session.fault, lease, seen is None)
+        told, when_s = self._told.get(session.name, (None, 0.0))
+        now_s = time.monotonic()
+        if news == told and session.mode not in HUMAN_MODES and now_s - when_s < STATE_S:
+            return
+        self._told[session.name] = news, now_s
         self._sequence += 1
         message = _state(station, seen, self._boot, self._sequence)
         message.figures["spool_fragments"] = float(self._outbox.depth)

@@ -122,7 +122,7 @@ class WorkerClient:
             case "begun":
                 self._asked.pop("begin", None)
                 waypoints = tuple(tuple(point) for point in meta["waypoints"])
-                return ResetPlan(waypoints, meta["scene"])
+                return ResetPlan(waypoints, meta["scene"], meta["speed"])
             case "answer":
                 self._asked.pop(f"step {meta['step']}", None)
                 return _advice(meta, arrays)
