@@ -23,6 +23,8 @@ HOLD_AFTER_MS_MAX = 500.0
 """Longest silence that anybody may configure before the robot holds."""
 
 MAX_TICKS_AT_ONCE = 2.0
+STALL_TICKS = 5.0
+"""Ticks that a driver may miss; after more of them the robot stands at the last set-point."""
 """How far one tick may advance the motion, in tick periods: a stalled driver slows the motion
 down instead of making the next set-point jump."""
 
@@ -190,6 +192,7 @@ class CommandGate:
         """
         if not self._started:
             raise SpecError("the gate was not started", todo="Call start(reading.setpoint) first.")
+        self._recover_from_stall(now_ns)
         self._listen(now_ns)
         setpoint = self._motion.advance(self._elapsed_s(now_ns))
         return GateTick(
@@ -200,6 +203,15 @@ class CommandGate:
             stopped=self._stopped,
             clipped=self._clipped,
         )
+
+    def _recover_from_stall(self, now_ns: int) -> None:
+        """Set out from rest where the robot came to rest meanwhile, not at the speed it had."""
+        last = self._ticked_ns
+        if last is not None and now_ns - last > STALL_TICKS * self._period_ns:
+            self._counts["stalls"] += self._motion.moving
+            self._motion.rest()
+            if self._holding:
+                self._motion.brake()
 
     def _listen(self, now_ns: int) -> None:
         """Brake on silence, latch on long silence. Before the first command nothing is missed."""
@@ -250,8 +262,8 @@ class CommandGate:
         return self._stopped
 
     def stats(self) -> Mapping[str, float]:
-        """Return counts: accepted, clipped, holds, stops, halts, and refusals by reason."""
-        names = ("accepted", "clipped", "holds", "stops", "halts")
+        """Return counts: accepted, clipped, holds, stops, halts, stalls; refusals by reason."""
+        names = ("accepted", "clipped", "holds", "stops", "halts", "stalls")
         refusals = {
             f"refused_{reason.replace(' ', '_')}": float(self._counts[reason])
             for reason in Reason.__args__  # type: ignore[attr-defined]

@@ -58,6 +58,12 @@ class Motion:
         self._pending = None
         self._rest_at(np.array(setpoint, np.float64))
 
+    def rest(self) -> None:
+        """Be at rest where the motion is now, and set out from there to where it was to lead."""
+        target, self._pending = self.target, None
+        self._rest_at(np.array(self._setpoint))
+        self.head_for(target)
+
     def head_for(self, target: Array) -> None:
         """Lead to ``target`` ``(Dc,)`` from the next tick on."""
         if not np.array_equal(target, self.target) or self._pending is not None:

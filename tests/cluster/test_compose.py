@@ -29,9 +29,22 @@ def by_name(processes: list[plan.Process]) -> dict[str, plan.Process]:
 def test_what_starts_after_what(tmp_path) -> None:
     found = by_name(composer(tmp_path).processes())
     assert found["hub"].spec.after == ()
-    assert set(found["edge-local"].spec.after) == {"hub", "replay", "world-arm-1", "world-arm-2"}
+    watching = {"hub", "replay", "teleop", "learner-rlpd"}
+    assert set(found["edge-local"].spec.after) == watching | {"world-arm-1", "world-arm-2"}
     assert found["resources-local"].spec.after == ("ray",)
     assert found["operator-script"].spec.after == ("teleop",)
+
+
+def test_judging_waits_for_no_learner(tmp_path) -> None:
+    found = by_name(composer(tmp_path, learning=False).processes())
+    assert set(found["edge-local"].spec.after) <= found.keys()
+
+
+def test_cpus_to_spare_are_the_learners(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    cpus = {name: (p.spec.cores, p.spec.spare) for name, p in found.items()}
+    assert cpus["edge-local"] == cpus["hub"] == ((0,), (1,))
+    assert cpus["learner-rlpd"] == cpus["ray"] == ((1,), ())
 
 
 def test_who_ends_before_whom(tmp_path) -> None:

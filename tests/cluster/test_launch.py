@@ -98,6 +98,41 @@ def test_a_process_takes_its_priority(supervisor: Supervisor) -> None:
     assert psutil.Process(supervisor.pid("meek")).nice() == 7
 
 
+THREADED = (
+    "import subprocess, sys, threading, time; threading.Thread(target=time.sleep, args=(600,), "
+    "daemon=True).start(); subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']"
+    ", start_new_session=True); " + SLEEP
+)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+def test_spare_cpus_are_lent_and_taken_back_from_every_thread(supervisor: Supervisor) -> None:
+    own, other = sorted(os.sched_getaffinity(0))[:2]
+    supervisor.start(
+        [spec("robot", THREADED, cores=(own,), spare=(other,)), spec("ray", SLEEP, cores=(other,))],
+        never,
+    )
+    wait_for(lambda: len(marked(supervisor)) == 3, "the grandchild runs")
+    ray = supervisor.pid("ray")
+
+    def used() -> set[frozenset[int]]:
+        threads = [t.id for p in marked(supervisor) if p.pid != ray for t in p.threads()]
+        assert len(threads) >= 3
+        return {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+
+    assert used() == {frozenset((own, other))}, "nobody needs them before the first step"
+    supervisor.lend(False)
+    assert used() == {frozenset((own,))}
+    os.kill(supervisor.pid("robot"), signal.SIGKILL)  # type: ignore[arg-type]
+    wait_for(lambda: supervisor.poll() or supervisor.stats()["restarts"] == 1, "a restart")
+    wait_for(lambda: supervisor.is_ready("robot"), "it serves again")
+    pid = supervisor.pid("robot")
+    assert os.sched_getaffinity(pid) == {own}, "its next life knows"  # type: ignore[arg-type]
+    supervisor.lend(True)
+    assert os.sched_getaffinity(pid) == {own, other}  # type: ignore[arg-type]
+    assert os.sched_getaffinity(ray) == {other}, "a learner keeps to its own"  # type: ignore[arg-type]
+
+
 def test_restarts_what_died(supervisor: Supervisor) -> None:
     supervisor.start([spec("one", SLEEP)], never)
     first = supervisor.pid("one")

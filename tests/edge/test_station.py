@@ -19,6 +19,7 @@ from user_system.edge.arbiter import Arbiter
 from user_system.edge.leases import Leases
 from user_system.edge.messages import Assignment, Grant, OperatorCommand, Request
 from user_system.edge.patience import SessionConfig
+from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.station import Station, StationConfig
 from user_system.edge.wire import Telemetry
@@ -192,8 +193,7 @@ class Hand:
             driver=self.driver,
             worker=self.worker,
             arbiter=Arbiter(spec),
-            adder=Adder(Producer("arm", 1, "boot", "run", spec, "p"), 0),
-            spool=self.room,
+            recorder=Recorder(Adder(Producer("arm", 1, "boot", "run", spec, "p"), 0), self.room),
             outside=self.room,
             policy="p",
             task="t",
@@ -439,7 +439,7 @@ def test_a_reward_that_comes_too_late_is_counted(hand):
     hand.go(1)
     unknown = np.isnan(columns(hand.room.fragments, "reward")).sum()
     assert unknown > 0
-    assert hand.station.counters.judged_late == unknown
+    assert hand.station.stats()["judged_late"] == unknown
 
 
 def test_a_loop_that_failed_reports_the_episode_it_had_begun_once(hand):
@@ -558,7 +558,8 @@ def make_hand(processes, tmp_path):
 
     def make(epoch):
         hand = Hand(processes, tmp_path)
-        hand.station.adder.producer = replace(hand.station.adder.producer, epoch=epoch)
+        adder = hand.station.recorder.adder
+        adder.producer = replace(adder.producer, epoch=epoch)
         hand.number = epoch * 100
         made.append(hand)
         return hand

@@ -235,13 +235,43 @@ def test_start_outside_the_box_moves_nothing_and_comes_back_on_command():
     assert_within_limits(bench.emitted, LIMITS, 100.0, start)
 
 
-def test_a_stalled_driver_does_not_make_the_setpoint_jump():
+def test_ticks_that_a_driver_missed_do_not_make_the_setpoint_jump():
     bench = Bench()
     bench.offer(np.array([0.69, 0.0, 0.5]))
     before = bench.tick(15).setpoint
-    bench.now += 150 * MS
+    bench.now += 30 * MS
     after = bench.tick().setpoint
     assert 0 < after[0] - before[0] <= 0.5 * 2 * 0.01 + 1e-9
+    assert bench.gate.stats()["stalls"] == 0
+
+
+def test_after_a_stall_the_motion_sets_out_from_rest():
+    """The robot came to rest at the last set-point; at the speed of before it would be pulled."""
+    bench = Bench()
+    bench.offer(np.array([0.69, 0.0, 0.5]))
+    fast = -bench.tick(14).setpoint[0]
+    before = bench.tick().setpoint
+    fast += before[0]
+    bench.offer(np.array([0.69, 0.0, 0.5]))
+    bench.now += 150 * MS
+    after = bench.tick().setpoint
+    slow = after[0] - before[0]
+    assert 0 < slow < fast / 4
+    assert bench.gate.stats()["stalls"] == 1
+    for _ in range(30):
+        bench.offer(np.array([0.69, 0.0, 0.5]))
+        bench.tick(10)
+    assert bench.emitted[-1][0] == pytest.approx(0.69), "and leads where it was to lead"
+
+
+def test_a_robot_that_was_braking_when_its_driver_stalled_stays():
+    bench = Bench()
+    bench.offer(np.array([0.69, 0.0, 0.5]))
+    bench.tick(15)
+    bench.gate.halt()
+    before = bench.tick().setpoint
+    bench.now += 500 * MS
+    np.testing.assert_allclose(bench.tick(50).setpoint, before, atol=1e-12)
 
 
 def test_time_that_runs_backwards_advances_nothing():

@@ -1,11 +1,14 @@
 """The whole system from one command: it ends by itself, goes on after a crash, leaves nothing."""
 
+import ipaddress
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,9 +189,33 @@ def test_a_crash_of_everything_is_resumed(up) -> None:
 def test_nothing_outlives_a_launcher_that_was_killed(up) -> None:
     demo = up()
     demo.wait(lambda view: view.phase == "train" and view.version > 0, "weights")
+    closed(demo)
     demo.process.kill()
     demo.process.wait()
     deadline = time.monotonic() + LIMIT_S
     while demo.left():
         assert time.monotonic() < deadline, [process.cmdline() for process in demo.left()]
         time.sleep(0.2)
+
+
+def closed(demo: Up) -> None:
+    """Look from outside at what a stranger on this machine or its network could reach."""
+    sockets = [c for process in demo.left() for c in process.net_connections("inet")]
+    listening = {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN}
+    assert listening, "nothing was looked at"
+    assert all(ipaddress.ip_address(ip).is_loopback for ip in listening), listening
+    secrets = [
+        path for end in ("*.key", "*.pem", "*.curve", "*.token", "accounts.json")
+        for path in (demo.run / "pki").glob(end)
+    ]  # fmt: skip
+    assert len(secrets) > 5
+    assert {path.stat().st_mode & 0o077 for path in secrets} == {0}
+    record = census.read_record(demo.run)
+    for path in ("/api/status", "/api/robots/arm-1/ask", "/nowhere", "/docs", "/openapi.json"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(record.page + path, timeout=LIMIT_S)
+        assert refused.value.code in {401, 404, 405}, path
+    stop = urllib.request.Request(f"{record.page}/api/robots/arm-1/ask", b"{}", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(stop, timeout=LIMIT_S)
+    assert refused.value.code in {401, 403}

@@ -228,7 +228,9 @@ class Composer:
             robots=tuple(self._edge_robot(host, name, robot) for name, robot in robots.items()),
             children=tuple(self._edge_child(child) for child in children),
         )
-        worlds = tuple(process.spec.name for process in self._worlds(host))
+        # No robot moves before everything serves that watches over it and learns from it.
+        learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
+        worlds = [process.spec.name for process in self._worlds(host)]
         return self._ours(
             f"edge-{host}",
             "edge",
@@ -236,7 +238,7 @@ class Composer:
             host,
             "agent",
             robots=tuple(robots),
-            after=("hub", "replay", *worlds),
+            after=("hub", "replay", "teleop", *learners, *worlds),
             stage=_ROBOTS,
             children=tuple(children),
         )
@@ -354,6 +356,7 @@ class Composer:
             stage=stage,
             nice=nice,
             cores=self.places.robots if cores is None else cores,
+            spare=self.places.learners if cores is None else (),
             env=env or {},
         )
         return Process(spec, config, host, what, robots, cpus, ports, children)

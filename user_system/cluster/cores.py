@@ -1,12 +1,17 @@
 """Which CPUs are whose: learners have those they reserve, everything else has the rest.
 
 A learner computes all the time, and the processes of a robot wake hundreds of times a second: on
-the same CPU each costs the other its caches and, far worse, its turn.
+the same CPU each costs the other its caches and, far worse, its turn. While nothing is to be
+learned, the rest may use the learners' CPUs as well.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,16 @@ def divide(cpus: Sequence[int], wanted: float) -> Cores:
         return Cores()
     ordered = tuple(sorted(cpus))
     return Cores(ordered[:-own], ordered[-own:])
+
+
+def confine(processes: Iterable[psutil.Process], cpus: Sequence[int]) -> None:
+    """Have processes, with what they started, keep to ``cpus``: every thread they have now.
+
+    What a thread starts later begins where it is itself.
+    """
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for member in (process, *process.children(recursive=True)):
+                for thread in member.threads():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(thread.id, cpus)

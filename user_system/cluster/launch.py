@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from user_system.cluster import census
+from user_system.cluster.cores import confine
 from user_system.cluster.process import (
     CORES_VARIABLE,
     NICE_VARIABLE,
@@ -44,6 +47,8 @@ class ProcessSpec:
     nice: int = 0
     cores: tuple[int, ...] = ()
     """CPUs that it and its children keep to; none: whichever the kernel chooses."""
+    spare: tuple[int, ...] = ()
+    """CPUs that it may use beside ``cores`` while nobody else needs them."""
     env: Mapping[str, str] = field(default_factory=dict)
     ready_line: str = ""
     """Text in its log that says it serves; "": it writes a ready file."""
@@ -92,7 +97,8 @@ class Supervisor:
         self._mark = mark
         self._page, self._temporary = page, temporary
         self._children: dict[str, Child] = {}
-        self._stopping = False
+        self._lent = True
+        """Whether spare CPUs may be used; nobody needs them before the first step."""
 
     # --- starting ----------------------------------------------------------------------------
 
@@ -174,7 +180,7 @@ class Supervisor:
             READY_VARIABLE: str(self._ready_file(spec.name)),
             PARENT_VARIABLE: str(os.getpid()),
             NICE_VARIABLE: str(spec.nice),
-            CORES_VARIABLE: ",".join(map(str, spec.cores)),
+            CORES_VARIABLE: ",".join(map(str, self._cores(spec))),
         }
         with self.log_file(spec.name).open("ab") as sink:
             child.log_start = sink.tell()
@@ -188,6 +194,18 @@ class Supervisor:
             )
         child.started, child.due = time.monotonic(), None
         self.record().write(self._run)
+
+    def _cores(self, spec: ProcessSpec) -> tuple[int, ...]:
+        return spec.cores + spec.spare if self._lent else spec.cores
+
+    def lend(self, lent: bool) -> None:
+        """Let processes use the CPUs they may have to spare, or take those back."""
+        if lent == self._lent:
+            return
+        self._lent = lent
+        for child in self._children.values():
+            if child.spec.spare and child.alive and child.popen is not None:
+                confine([psutil.Process(child.popen.pid)], self._cores(child.spec))
 
     def record(self) -> census.Record:
         """Return what ``user-system down`` needs should this process be killed."""

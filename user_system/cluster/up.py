@@ -30,6 +30,7 @@ from user_system.cluster.process import write_private
 from user_system.cluster.progress import Progress
 from user_system.cluster.tree import Problems
 from user_system.core.errors import ConfigError, LinkError
+from user_system.core.schedule import Phase
 from user_system.hub.schedule import read_journal
 
 SOURCE = "source.json"
@@ -248,6 +249,7 @@ def _watch(
                 log.info("no status: %s", error)
                 continue
             progress.show(view)
+            supervisor.lend(view.phase != Phase.TRAIN)
             if manifest.schedule.stop_when_done and view.phase == "done":
                 drain_until = min(drain_until, time.monotonic() + DRAIN_S)
                 if view.spooled == 0 or time.monotonic() > drain_until:

@@ -25,6 +25,7 @@ from user_system.edge.driver_link import DriverLink
 from user_system.edge.leases import Leases
 from user_system.edge.messages import Trouble
 from user_system.edge.patience import SessionConfig
+from user_system.edge.recorder import Recorder
 from user_system.edge.rings import Duplex
 from user_system.edge.session import Session
 from user_system.edge.spool import Spool
@@ -238,8 +239,7 @@ class Agent:
             driver=driver,
             worker=worker,
             arbiter=Arbiter(spec, robot.arbiter),
-            adder=Adder(producer, time.time_ns() - time.monotonic_ns()),
-            spool=self.spool,
+            recorder=Recorder(Adder(producer, time.time_ns() - time.monotonic_ns()), self.spool),
             outside=self.head,
             policy=robot.policy,
             task=robot.task,

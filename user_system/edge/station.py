@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from user_system.core.clock import MS
-from user_system.core.errors import LeaseError, LinkError, StoreError
+from user_system.core.errors import LeaseError, LinkError
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import HUMAN_MODES, STOPPED_MODES, Mode
 from user_system.core.specs import RobotSpec
-from user_system.core.types import Array, End, Fragment, Purpose, Segment
+from user_system.core.types import Array, End, Purpose, Segment
 from user_system.edge import effects as do
 from user_system.edge.acting import ActingWeights
-from user_system.edge.adder import Adder, Totals
+from user_system.edge.adder import Totals
 from user_system.edge.arbiter import Arbiter, Chunks, Proposal
 from user_system.edge.driver_link import DriverLink
 from user_system.edge.messages import (
@@ -31,6 +31,7 @@ from user_system.edge.messages import (
     WeightsReady,
 )
 from user_system.edge.periods import Periods
+from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.wire import Telemetry
 from user_system.edge.worker_client import Advice, Failure, Loaded, WorkerClient
@@ -63,23 +64,6 @@ class Outside(Protocol):
         """A picture for people came, ``(H, W, 3)`` uint8."""
 
 
-class Putting(Protocol):
-    """The spool as the loop sees it."""
-
-    @property
-    def full(self) -> bool:
-        """Whether no further episode should begin."""
-
-    def backlog(self, producer: str, epoch: int) -> int:
-        """Return how many fragments of this epoch the head does not have."""
-
-    def begin_epoch(self, producer: str) -> int:
-        """Open the producer's next epoch."""
-
-    def put(self, fragment: Fragment) -> None:
-        """Keep a fragment, whatever happens to this process."""
-
-
 @dataclass(frozen=True)
 class StationConfig:
     """Periods and patience of one robot's loop, wall time unless it says otherwise."""
@@ -90,8 +74,6 @@ class StationConfig:
     """Silence of a worker that was asked after which it counts as hung."""
     begin_s: float = 10.0
     """Time for it to prepare an episode."""
-    backlog: int = 256
-    """Fragments that may wait for the head before an episode opens a new epoch."""
     person_s: float = 0.04
     """Time for which a fast robot clock stands for who drives it; below ``driver.STAND_S``."""
     away_s: float = 2.0
@@ -119,13 +101,9 @@ class Counters:
     """Periods whose reading was waiting already: the loop was late."""
     unplanned: int = 0
     """Steps in which the policy should have acted and had no plan in time."""
-    judged_late: int = 0
-    """Steps whose reward came when they were spooled already: it is not known to any learner."""
     refused_commands: int = 0
     step_ms: float = 0.0
     """Wall time from reading to command, moving average."""
-    put_ms: float = 0.0
-    """Wall time to make a fragment durable, moving average."""
 
 
 class Station:
@@ -137,8 +115,7 @@ class Station:
         driver: link to its driver.
         worker: seat in its policy worker.
         arbiter: who commands.
-        adder: where steps become fragments.
-        spool: where fragments are kept.
+        recorder: what becomes of its steps.
         outside: hub and fresh lane.
         policy: its name, for messages to people.
         task: its name.
@@ -153,8 +130,7 @@ class Station:
         driver: DriverLink,
         worker: WorkerClient,
         arbiter: Arbiter,
-        adder: Adder,
-        spool: Putting,
+        recorder: Recorder,
         outside: Outside,
         policy: str,
         task: str,
@@ -162,7 +138,7 @@ class Station:
     ):
         self.policy, self.task = policy, task
         self.session, self.spec, self.driver, self.worker = session, spec, driver, worker
-        self.arbiter, self.adder, self.spool, self.outside = arbiter, adder, spool, outside
+        self.arbiter, self.recorder, self.outside = arbiter, recorder, outside
         self.config = config or StationConfig()
         self.counters = Counters()
         self.periods = Periods(spec.control_hz)
@@ -175,9 +151,7 @@ class Station:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inbox: collections.deque[Heard] = collections.deque()
         self._queue: collections.deque[Telemetry] = collections.deque()
-        self._unspooled: collections.deque[Fragment] = collections.deque()
         self._advice: dict[int, Advice] = {}
-        self._previous: tuple[Telemetry, Segment] | None = None
         self._begun: Assignment | None = None
         self._seen_at = self._period_at = time.monotonic()
         self._worker_up = False
@@ -236,24 +210,17 @@ class Station:
         self.session.seen(seen)
         self._let_time_pass()
         assignment = self.session.assignment
-        if self.session.recording and assignment and not self.adder.recording:
-            self._begin_episode(assignment)
+        if self.session.recording and assignment and not self.recorder.recording:
+            self.recorder.begin(assignment, self.worker.spec)
+            self.arbiter.begin_episode()
         return seen
-
-    def _begin_episode(self, assignment: Assignment) -> None:
-        producer = self.adder.producer
-        if self.spool.backlog(producer.name, producer.epoch) > self.config.backlog:
-            # There was an outage: live data goes ahead of what piled up in it.
-            self.adder.renew(self.spool.begin_epoch(producer.name))
-        self.adder.begin(assignment, self.worker.spec)
-        self.arbiter.begin_episode()
 
     def alone(self) -> None:
         """Go on without a driver: people are answered, and the next one finds a fault."""
         self.session.driver_lost("the driver is away; it is being restarted")
         self._queue.clear()
         self.periods.pauses()
-        self._previous = None
+        self.recorder.forget()
         self._listen_to_worker()
         self._let_time_pass()
         self.tell(None)
@@ -261,7 +228,7 @@ class Station:
         self._attend()
 
     def _let_time_pass(self) -> None:
-        self.session.spool_full(self.spool.full)
+        self.session.spool_full(self.recorder.full)
         self.session.armed = self._pinned in {0, self.weights.version}
         self.session.tick()
         self._perform()
@@ -270,13 +237,10 @@ class Station:
 
     def executed(self, seen: Telemetry) -> Array | None:
         """Close the step that ended; return what was executed in it ``(Da,)``, if one was open."""
-        if self._previous is None:
-            return None
-        before, segment = self._previous
-        executed = self.spec.action.between(before.accepted, seen.accepted)
-        self.adder.close(executed)
-        self.session.counted(segment)
-        self._end_rewind()
+        executed = self.recorder.close(seen)
+        if executed is not None:
+            self.session.counted(self.recorder.segment)
+            self._end_rewind()
         return executed
 
     def _end_rewind(self) -> None:
@@ -284,8 +248,12 @@ class Station:
             return
         if self.session.mode is Mode.REWIND and not self.arbiter.rewinding:
             self.session.rewound()
-        if self.session.mode is not Mode.REWIND and self.arbiter.rewound_to is not None:
-            self.adder.void(self.arbiter.rewound_to)
+        if self.session.mode is not Mode.REWIND:
+            self._void_rewound()
+
+    def _void_rewound(self) -> None:
+        if self.arbiter.mode is Mode.REWIND and self.arbiter.rewound_to is not None:
+            self.recorder.void(self.arbiter.rewound_to)
 
     def advise(self, seen: Telemetry, executed: Array | None) -> list[Advice]:
         """Ask the worker about the step that begins; return all that it said in time."""
@@ -298,9 +266,9 @@ class Station:
         plan = self.session.wants_plan and self.chunks.due(execute) and not self._queue
         if plan or not self.session.wants_plan:  # a person drives: hand-backs find the newest
             self._load_weights()
-        segment = self._previous[1] if self._previous else Segment.HOLD
+        segment = self.recorder.segment
         self.worker.step(
-            self.adder.step,
+            self.recorder.step,
             seen.reading.fields,
             executed,
             segment,
@@ -308,7 +276,7 @@ class Station:
             mode="eval" if self._purpose is Purpose.EVAL else "explore",
             plan=plan,
         )
-        return self._wait_for_advice(self.adder.step)
+        return self._wait_for_advice(self.recorder.step)
 
     @property
     def _purpose(self) -> Purpose | None:
@@ -344,11 +312,10 @@ class Station:
     def decide(self, said: list[Advice]) -> Step:
         """Let the session follow what the worker said, and settle what the next step is."""
         for advice in said:
-            if advice.judgement is not None and self.adder.recording:
-                known = self.adder.judge(advice.step - 1, advice.judgement.reward)
-                self.counters.judged_late += not known
+            if advice.judgement is not None and self.recorder.recording:
+                self.recorder.judge(advice.step - 1, advice.judgement.reward)
                 self.session.judge(advice.step - 1, advice.judgement)
-            if advice.plan is not None and advice.step == self.adder.step:
+            if advice.plan is not None and advice.step == self.recorder.step:
                 self.chunks.take(advice.plan)
                 self.session.planned()
         self._perform()
@@ -356,7 +323,7 @@ class Station:
         proposal = self.chunks.next() if self.session.wants_plan else None
         if mode in {Mode.AUTO, Mode.EVAL} and proposal is None:
             self.counters.unplanned += 1
-        index = self.adder.step if self.session.recording else None
+        index = self.recorder.step if self.session.recording else None
         return Step(mode, self.session.segment, index, proposal, self.session.operator)
 
     def arbitrate(self, seen: Telemetry, step: Step) -> Array:
@@ -396,19 +363,12 @@ class Station:
 
     def record(self, seen: Telemetry, step: Step) -> None:
         """Open the step that begins, and spool what is ready."""
-        self._previous = None
-        if step.index is not None and self.adder.recording:
-            reading = seen.reading
-            self.adder.open(
-                reading.fields,
-                reading.robot_ns,
-                reading.wall_ns,
-                step.segment,
-                step.proposal,
-                step.operator,
-            )
-            self._previous = (seen, step.segment)
-        self._spool(self.adder.ready() if self.adder.recording else [])
+        if step.index is not None and self.recorder.recording:
+            self.recorder.open(seen, step.segment, step.proposal, step.operator)
+        else:
+            self.recorder.forget()
+        if refused := self.recorder.keep():
+            self.session.store_failed(refused)
 
     def tell(self, seen: Telemetry | None) -> None:
         """Let the outside know how the robot is."""
@@ -495,20 +455,6 @@ class Station:
             why = f"policy {self.policy!r} or task {self.task!r} hangs, silent for {patience:.1f} s"
             self.session.worker_lost(f"{why}; its worker is restarted")
 
-    def _spool(self, fragments: list[Fragment]) -> None:
-        """Put fragments on the disk, in order; what it refuses waits here and is tried again."""
-        self._unspooled.extend(fragments)
-        began = time.monotonic_ns()
-        while self._unspooled:
-            try:
-                self.spool.put(self._unspooled[0])
-            except StoreError as error:
-                self.session.store_failed(str(error))
-                return
-            self._unspooled.popleft()
-            took = (time.monotonic_ns() - began) / MS
-            self.counters.put_ms += 0.05 * (took - self.counters.put_ms)
-
     # --- what the session wants -------------------------------------------------------------------
 
     def _perform(self) -> None:
@@ -542,27 +488,15 @@ class Station:
     def abandon(self) -> None:
         """The loop failed: report the episode it had begun, for nobody else will go on with it."""
         if (begun := self._begun) is not None:
-            totals = self.adder.totals if self.adder.recording else Totals()
-            self._report(do.Finish(begun, End.ABORT, None, None, None, 0), totals)
+            self._report(do.Finish(begun, End.ABORT, None, None, None, 0), self.recorder.totals)
 
     def _finish(self, finish: do.Finish) -> None:
-        totals = Totals()
-        if self.adder.recording:
-            if self.arbiter.mode is Mode.REWIND and self.arbiter.rewound_to is not None:
-                self.adder.void(self.arbiter.rewound_to)
-            # Between two readings the open step has no next observation: it is the last one.
-            at_border = not self.adder.opened and self.last is not None
-            reading = self.last.reading if at_border and self.last else None
-            fragments, totals = self.adder.finish(
-                finish.end,
-                finish.success,
-                finish.reward,
-                finish.index,
-                (reading.fields, reading.robot_ns) if reading else None,
-            )
-            self._spool(fragments)
+        if self.recorder.recording:
+            self._void_rewound()
+        totals, refused = self.recorder.finish(finish, self.last)
+        if refused:
+            self.session.store_failed(refused)
         self.worker.forget()
-        self._previous = None
         self._report(finish, totals)
 
     def _report(self, finish: do.Finish, totals: Totals) -> None:
@@ -590,11 +524,11 @@ class Station:
         counters = {name: float(value) for name, value in vars(self.counters).items()}
         return {
             **counters,
+            **self.recorder.stats(),
             **self.periods.stats(),
             **self.weights.stats(),
             **self.worker.stats(),
             **self.driver.figures,
             "takeovers": float(self.session.takeovers),
             "stale_commands": float(self.session.freshness.stale),
-            "unspooled": float(len(self._unspooled)),
         }

@@ -319,7 +319,7 @@ def _state(
         mode=session.mode,
         holder=lease.holder if lease else "",
         token=session.leases.token,
-        step=station.adder.step if session.recording else 0,
+        step=station.recorder.step if session.recording else 0,
         help=session.help,
         fault=session.fault,
         left_by=session.left_by,
