@@ -78,7 +78,11 @@ class SimFranka:
                 )
             self._wait(0.05)
             self._require_cameras()
-        self._ask("tick", ns=round(SECOND / self._config.tick_hz))
+        try:
+            self._ask("tick", ns=round(SECOND / self._config.tick_hz))
+        except LinkError:
+            self.close()
+            raise
 
     def _dial(self, deadline: float) -> socket.socket:
         while True:

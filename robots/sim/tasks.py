@@ -46,6 +46,10 @@ class PickCubeConfig:
                 got=(self.max_steps, self.lift_m, self.start_noise),
                 allowed="max_steps >= 1, lift_m > 0, start_noise in [0, 0.05]",
             )
+        if not 0 < self.reset_speed <= 1:
+            raise ConfigError(
+                "sim.pick_cube: reset_speed", got=self.reset_speed, allowed="above 0, at most 1"
+            )
 
 
 class PickCube:

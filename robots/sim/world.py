@@ -53,7 +53,7 @@ Faster than that it takes what processor time it needs, and must not take it fro
 MOST_CYCLES = 50
 """Longest tick of a driver, control cycles."""
 STAND_NS = 100 * MS
-"""Wall time for which such a clock waits for its driver, per cycle: a driver on a busy machine then
+"""Wall time for which a fast clock waits for its driver, per tick: a driver on a busy machine then
 sees the same robot as one on an idle machine."""
 LOST = "communication constraints violation: the driver went away"
 
@@ -151,8 +151,11 @@ class World:
         """
         if self._pacer.rate <= 1.0 or self._driver is None:
             return 1
-        border = self._tick - self._physics.robot_ns // CYCLE_NS % self._tick
-        return max(1, min(border, self._tick - self._box.silence_ns // CYCLE_NS))
+        return self._tick - self._since_tick()
+
+    def _since_tick(self) -> int:
+        """Return how many cycles ago the driver's tick was."""
+        return self._physics.robot_ns // CYCLE_NS % self._tick
 
     def _wait(self, listener: socket.socket) -> None:
         """Serve the line until the next cycle is due."""
@@ -171,8 +174,9 @@ class World:
                 return
 
     def _stands(self) -> bool:
-        """Whether a fast robot clock, a tick ahead of its driver, waits for it."""
-        return self._pacer.rate > 1.0 and self._box.silence_ns >= self._tick * CYCLE_NS
+        """Whether a fast robot clock waits for what its driver says to the tick that is now."""
+        fast = self._pacer.rate > 1.0 and self._box.silence_ns > 0
+        return fast and self._since_tick() == 0
 
     def _report(self) -> None:
         now = time.monotonic_ns()
@@ -263,11 +267,11 @@ class World:
         return {}
 
     def _set_tick(self, tick_ns: int) -> None:
-        """Know how often the driver looks; ticks that are no whole cycles are met at each cycle."""
+        """Know how often the driver looks; a tick between two cycles is met at the later one."""
         if not 0 < tick_ns <= MOST_CYCLES * CYCLE_NS:
             most = f"up to {MOST_CYCLES * CYCLE_NS // MS} ms"
             raise ConfigError("the driver's tick is out of range", got=tick_ns, allowed=most)
-        self._tick = 1 if tick_ns % CYCLE_NS else tick_ns // CYCLE_NS
+        self._tick = -(-tick_ns // CYCLE_NS)
 
     def _draw(self, cameras: list[str]) -> Mapping[str, Any]:
         if self._render.error:

@@ -130,7 +130,7 @@ class Reach:
     """Succeeds at the goal, gives up after 40 steps."""
 
     def reset(self, *, seed: int, purpose: Any) -> ResetPlan:
-        return ResetPlan(((0.0, 0.0),), {})
+        return ResetPlan(((0.0, 0.0),), {}, speed=0.9)
 
     def judge(self, before: Any, executed: Array, after: Any, k: int) -> Judgement:
         near = float(np.linalg.norm(after["goal"] - after["position"])) < 0.02

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from user_system.core.errors import ConfigError
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import Mode
 from user_system.core.types import Plan, Reading
@@ -97,23 +98,29 @@ def test_a_script_at_a_fast_clock_acts_once_per_period(arbiter):
 
     first = fast((0.0, 0.0), 0)
     arbiter.enter(Mode.DEMO, first)
-    assert arbiter.choose(first, None, None).tolist() == [0.0, 0.0]
-    assert arbiter.awaits_person, "the clock stands until its action is there"
-    assert np.allclose(arbiter.steer(command(0.03, 0.0), 1), (0.03, 0.0)), "which is whole at once"
-    assert not arbiter.awaits_person
-    assert np.allclose(arbiter.steer(command(0.02, 0.01), 2), (0.02, 0.01)), "the newest counts"
-    target = arbiter.drive(PERIOD // 2)
-    assert np.allclose(target, (0.02, 0.01)), "and moves no further"
+    arbiter.choose(first, None, None)
+    assert arbiter.stepwise
+    arbiter.steer(command(0.05, 0.0), 1)
+    assert arbiter.drive(PERIOD // 2).tolist() == [0.0, 0.0], "rates are for people in real time"
+    assert np.allclose(arbiter.act(np.array([0.03, 0.0])), (0.03, 0.0))
+    target = arbiter.act(np.array([0.02, 0.9]))
+    assert np.allclose(target, (0.02, 0.05)), "one action of the period, within its bounds"
     assert np.allclose(arbiter.choose(fast(target, PERIOD), None, None), target)
-    assert arbiter.awaits_person
     arbiter.rest()
-    assert not arbiter.awaits_person, "nobody drives any more"
+    assert np.allclose(arbiter.act(np.array([0.03, 0.0])), target), "nobody drives any more"
 
 
-def test_nobody_is_awaited_in_real_time(arbiter):
-    arbiter.enter(Mode.DEMO, seen((0.0, 0.0)))
-    arbiter.choose(seen((0.0, 0.0)), None, None)
-    assert not arbiter.awaits_person
+def test_what_a_person_began_in_real_time_does_not_last_into_a_fast_clock(arbiter):
+    def at(rate, ns):
+        reading = Reading({}, np.zeros(2), ns, 0, rate=rate)
+        return Telemetry(reading=reading, accepted=np.zeros(2), boot="b")
+
+    arbiter.enter(Mode.DEMO, at(1.0, 0))
+    arbiter.choose(at(1.0, 0), None, None)
+    arbiter.steer(command(0.05, 0.0, valid_ms=150), 0)
+    arbiter.choose(at(8.0, 1), None, None)
+    arbiter.choose(at(1.0, 2), None, None)
+    assert arbiter.drive(PERIOD // 2).tolist() == [0.0, 0.0]
 
 
 def test_validity_is_capped_by_hold_after(arbiter, processes):
@@ -161,20 +168,26 @@ def test_rewind_runs_recorded_targets_backwards_within_its_speed(processes):
 
 def test_reset_goes_through_its_waypoints(processes):
     arbiter = Arbiter(processes.SPEC)
-    plan = ResetPlan(((0.3, 0.0), (0.0, 0.3)), speed=0.5)
+    plan = ResetPlan(((0.3, 0.0), (0.0, 0.3)), speed=0.2)
     at, visited = np.zeros(2), []
     arbiter.enter(Mode.RESET, seen(at))
     for n in range(200):
         now = seen(at, n * PERIOD)
         arbiter.choose(now, None, None)
         done = arbiter.reset(now, plan)
-        assert np.abs(arbiter.target - at).max() <= 0.5 * 2.0 / 10 + 1e-12
+        assert np.abs(arbiter.target - at).max() <= 0.2 * 2.0 / 10 + 1e-12
         at = arbiter.target.copy()
         visited.append(tuple(at))
         if done:
             break
     assert done is True
     assert visited.index((0.3, 0.0)) < visited.index((0.0, 0.3))
+
+
+@pytest.mark.parametrize("speed", [0.0, -0.5, 1.01, float("nan")])
+def test_no_reset_is_faster_than_the_robot_may_be(speed):
+    with pytest.raises(ConfigError, match="speed of a reset"):
+        ResetPlan(((0.0, 0.0),), speed=speed)
 
 
 def test_a_reset_that_does_not_arrive_is_given_up(processes):

@@ -22,6 +22,7 @@ from user_system.edge.patience import SessionConfig
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.station import Station, StationConfig
+from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
 from user_system.edge.worker_client import Advice
 from user_system.replay.sampler import ReplayData
@@ -41,18 +42,28 @@ class HandDriver:
         self.commands, self.stops = [], []
         self.ready = []
         self.released = self.scenes = 0
-        self.fault, self.rate = "", 1.0
+        self.fault, self.rate, self.holding = "", 1.0, False
 
     def go(self, count=1):
         for _ in range(count):
             self.period += 1
             fields = {"position": self.accepted.astype(np.float32), "goal": np.ones(2, np.float32)}
             reading = Reading(
-                fields, self.accepted.copy(), self.period * PERIOD, 0, self.rate, self.fault
+                fields,
+                self.accepted.copy(),
+                self.period * PERIOD,
+                time.monotonic_ns(),
+                self.rate,
+                self.fault,
             )
             self.ready.append(
                 Telemetry(
-                    reading, self.accepted.copy(), "b", released=self.released, scene=self.scenes
+                    reading,
+                    self.accepted.copy(),
+                    "b",
+                    released=self.released,
+                    scene=self.scenes,
+                    holding=self.holding,
                 )
             )
 
@@ -522,34 +533,110 @@ def test_a_takeover_labels_each_step_by_who_moved_the_robot_in_it(hand):
     assert set(names[~person]) == {""}
 
 
-def test_a_fast_clock_stands_until_the_person_who_drives_has_acted(hand):
+class Script:
+    """Drives the arm of ``hand``, whose clock is a fast one."""
+
+    def __init__(self, hand):
+        self.hand, self.number = hand, 0
+        hand.driver.rate = 8.0
+        hand.until_auto()
+        hand.station.post(Grant("arm", 2, "script", 60_000))
+        self.ask("hold")
+        self.ask("correct")
+        assert hand.session.mode is Mode.CORRECTION
+
+    def ask(self, event):
+        self.hand.station.post(Request("arm", event, "script", 2))
+        self.hand.go(1)
+
+    def act(self, wish, old_ms=0.0):
+        """Post an action upon a state that is ``old_ms`` old."""
+        wish, now = np.array(wish, np.float32), time.monotonic_ns()
+        self.number += 1
+        command = OperatorCommand(
+            "arm", "script", 2, "boot", self.number, 200.0, wish, now, rested_ms=old_ms
+        )
+        self.hand.station.post(command)
+        self.hand.station._attend()
+
+    def wait(self):
+        """Let the patience with it pass."""
+        time.sleep(self.hand.station.config.person_s + 0.01)
+        self.hand.station._attend()
+
+
+@pytest.fixture
+def script(hand):
+    hand.station.turn = Turn(0.05)
     hand.station.config = replace(hand.station.config, person_s=0.05)
-    hand.driver.rate = 8.0
-    hand.until_auto()
-    hand.station.post(Grant("arm", 2, "script", 60_000))
-    hand.station.post(Request("arm", "hold", "script", 2))
+    made = Script(hand)
+    made.wait()
+    return made
+
+
+LEFT = np.array([-0.02, 0.0])
+
+
+def test_a_fast_clock_stands_until_the_script_that_drives_has_acted(hand, script):
+    sent, start = len(hand.driver.commands), hand.driver.accepted
     hand.go(1)
-    hand.station.post(Request("arm", "correct", "script", 2))
-    hand.go(1)
-    assert hand.session.mode is Mode.CORRECTION
-    sent = len(hand.driver.commands)
-    hand.go(1)
+    hand.station._attend()
     assert len(hand.driver.commands) == sent, "it has not acted yet"
-    wish = np.array([-0.02, 0.0], np.float32)
-    start = hand.driver.accepted
-    hand.station.post(
-        OperatorCommand("arm", "script", 2, "boot", 0, 200.0, wish, time.monotonic_ns())
-    )
-    hand.station._attend()
-    assert np.allclose(hand.driver.commands[-1][0] - start, wish), "all of it, at once"
-    sent = len(hand.driver.commands)
+    script.act(LEFT)
+    assert np.allclose(hand.driver.commands[-1][0] - start, LEFT), "all of it, at once"
     hand.station._attend()
     hand.go(1)
-    assert len(hand.driver.commands) == sent, "one command answers one period"
-    time.sleep(0.06)
+    assert len(hand.driver.commands) == sent + 1, "one command answers one period"
+    script.wait()
+    assert len(hand.driver.commands) == sent + 2, "nobody is waited for that long"
+    assert np.allclose(hand.driver.commands[-1][0] - start, LEFT), "and silence moves nothing"
+
+
+def test_who_is_late_acts_one_period_later_and_never_twice_in_one(hand, script):
+    hand.go(1)
+    script.wait()
+    start = hand.driver.accepted
+    script.act(LEFT)  # too late for this one
+    assert np.allclose(hand.driver.accepted, start)
+    hand.go(1)
+    script.act(2 * LEFT, old_ms=500.0)
+    assert np.allclose(hand.driver.accepted, start), "who answers the new state goes first"
+    script.wait()
+    assert np.allclose(hand.driver.accepted, start + 2 * LEFT), "the newest of the late ones"
+    hand.go(1)
+    script.act(LEFT)
+    script.act(LEFT)
+    assert np.allclose(hand.driver.accepted, start + 3 * LEFT)
+    hand.go(1)
+    executed = columns(hand.room.fragments, "executed")
+    assert np.abs(executed).max() <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("event", ["hold", "recover", "done", "estop"])
+def test_a_period_that_nobody_will_answer_is_answered_at_once(hand, script, event):
+    hand.go(1)
+    sent = len(hand.driver.commands)
+    hand.station.post(Request("arm", event, "script", 2))
     hand.station._attend()
-    assert len(hand.driver.commands) == sent + 1, "nobody is waited for that long"
-    assert np.allclose(hand.driver.commands[-1][0] - start, wish), "and silence moves nothing"
+    assert hand.session.mode is not Mode.CORRECTION
+    stopped = event == "estop"  # which the driver heard already
+    assert len(hand.driver.commands) == sent + (not stopped)
+    assert bool(hand.driver.stops) is stopped
+
+
+def test_a_robot_that_does_not_stand_is_kept_supplied(hand, script):
+    """One without a way to wait, or one that holds: patience must not begin anew each period."""
+    sent = len(hand.driver.commands)
+    for _ in range(10):
+        hand.go(1)
+        time.sleep(0.0125)
+        hand.station._attend()
+    assert len(hand.driver.commands) >= sent + 2
+    script.wait()
+    hand.driver.holding = True
+    sent = len(hand.driver.commands)
+    hand.go(1)
+    assert len(hand.driver.commands) == sent + 1
 
 
 @pytest.fixture

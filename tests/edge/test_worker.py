@@ -58,7 +58,7 @@ def table(tmp_path, processes, wait_for):
 def test_an_episode(table, wait_for):
     assert table.client.spec == table.policy.spec
     table.client.begin(EPISODE)
-    assert table.news(wait_for) == [ResetPlan(((0.0, 0.0),), {})]
+    assert table.news(wait_for) == [ResetPlan(((0.0, 0.0),), {}, speed=0.9)]
     table.ask(0, 0.1)
     (first,) = table.news(wait_for)
     assert first.judgement is None

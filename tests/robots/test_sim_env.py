@@ -164,6 +164,12 @@ def test_success_is_a_cube_held_high_enough(after, success):
     assert judged.success == (True if success else None)
 
 
+@pytest.mark.parametrize("wrong", [{"reset_speed": 0.0}, {"reset_speed": 1.5}, {"max_steps": 0}])
+def test_a_task_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"sim\.pick_cube"):
+        PickCubeConfig(**wrong)
+
+
 def test_only_success_terminates_and_time_runs_out():
     task = PickCube(PickCubeConfig(max_steps=10, step_penalty=0.1))
     assert isinstance(task, Task)

@@ -2,7 +2,7 @@
 
 People help a lot at first and then let go. So each training episode is watched with a probability
 that falls linearly to zero; a watched one that is not on its way after ``patience`` steps is taken
-over, driven to its end by the script, and labelled as a person's correction.
+over, driven on by the script, and labelled as a person's correction.
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ told to be (a clutch by construction), and so does the policy's.
 
 A person's delta dimensions are rates, applied pro rata whenever ``drive`` is called, and by no more
 than one full action per period. Where a simulated clock runs faster than the wall's, a script
-drives: its command is one action, as the policy's is, and the clock stands until it comes
-(``awaits_person``). Rewind and reset move at a fraction of the robot's speed limits.
+drives: its command is one action, as the policy's is (``act``; see ``turns``). Rewind and reset
+move at a fraction of the robot's speed limits.
 """
 
 from collections import deque
@@ -111,7 +111,6 @@ class Arbiter:
         self._bounds = np.asarray(spec.action.low), np.asarray(spec.action.high)
         self.stepwise = False
         """Whether the robot clock is a fast one, for which a person's command is one action."""
-        self._stepped = False
 
     # --- once per period ----------------------------------------------------------------------
 
@@ -154,7 +153,8 @@ class Arbiter:
 
     def _follow_person(self, seen: Telemetry) -> Array:
         self._base, self.stepwise = self.target, seen.reading.rate > 1.0
-        self._stepped = False
+        if self.stepwise:
+            self._command = None
         return self.target
 
     def _note(self, seen: Telemetry, step: int | None) -> None:
@@ -173,18 +173,15 @@ class Arbiter:
 
     # --- a person ------------------------------------------------------------------------------
 
-    @property
-    def awaits_person(self) -> bool:
-        """Whether a fast clock is to stand: this period's action of a person has not come yet."""
-        return self._mode in HUMAN_MODES and self.stepwise and not self._stepped
+    def act(self, action: Array) -> Array:
+        """Take a person's action ``(Da,)`` of this period of a fast clock; return the target."""
+        if self._mode in HUMAN_MODES:
+            wish = self.spec.action.target(self._base, self.spec.action.clip(action))
+            self.target = self.spec.limits.clip(wish)
+        return self.target
 
     def steer(self, command: OperatorCommand, now_ns: int) -> Array:
         """Take a person's newest command at robot time ``now_ns``; return the target so far."""
-        if self.stepwise and self._mode in HUMAN_MODES:
-            self._stepped = True
-            wish = self.spec.action.target(self._base, self.spec.action.clip(command.action))
-            self.target = self.spec.limits.clip(wish)
-            return self.target
         target = self.drive(now_ns)
         valid_ms = min(command.valid_ms, self.spec.hold_after_ms)
         self._command = (self.spec.action.clip(command.action), now_ns + int(valid_ms * MS))

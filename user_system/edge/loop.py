@@ -3,7 +3,8 @@
 Everything else in this package is a part of it; ``station.py`` has the parts at hand. The words:
 
 - *observe*: wait for the driver's reading that begins the period. A person's motion goes to the
-  driver meanwhile, at 100 Hz and more, and stops (takeover, emergency stop) take effect at once.
+  driver meanwhile, at 100 Hz and more (a script's at a fast clock once per period, ``turns.py``),
+  and stops (takeover, emergency stop) take effect at once.
 - *advise*: the policy worker judges the step that ended and plans the one that begins, if it is in
   time. It runs plugin code, so it may be late, wrong or dead; the loop is none of these.
 - *decide*: the session, the only writer of the robot's mode, follows what happened.

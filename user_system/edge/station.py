@@ -33,6 +33,7 @@ from user_system.edge.messages import (
 from user_system.edge.periods import Periods
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
+from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
 from user_system.edge.worker_client import Advice, Failure, Loaded, WorkerClient
 
@@ -153,10 +154,9 @@ class Station:
         self._queue: collections.deque[Telemetry] = collections.deque()
         self._advice: dict[int, Advice] = {}
         self._begun: Assignment | None = None
-        self._seen_at = self._period_at = time.monotonic()
+        self._seen_at = time.monotonic()
         self._worker_up = False
-        self._answered = False
-        """Whether this period's command was sent: to a fast clock only one is."""
+        self.turn = Turn(self.config.person_s)
 
     # --- other threads ------------------------------------------------------------------------
 
@@ -331,7 +331,8 @@ class Station:
         if self.driver.in_flight(seen):
             # Its reading is older than our last command: that one is what the gate will have.
             seen = replace(seen, accepted=self.arbiter.target)
-        self._period_at, self._answered = time.monotonic(), False
+        if step.mode is not self.arbiter.mode:
+            self.turn.drop()
         self.arbiter.enter(step.mode, seen)
         target = self.arbiter.choose(seen, step.index, step.proposal)
         plan = self.session.reset_plan
@@ -348,13 +349,25 @@ class Station:
     def command(self, target: Array) -> None:
         """Send the set-point, for as long as the driver may go without the next one.
 
-        A fast robot clock stands until it comes. While a person drives, theirs is waited for: what
-        they do then begins with the period that they saw, as what the policy does.
+        Where a person drives a robot with a fast clock, theirs is waited for: see ``turns``.
         """
-        patience = self._period_at + self.config.person_s
-        if self.arbiter.awaits_person and time.monotonic() < patience:
-            return
-        self._answered = True
+        if self._turns and self.last is not None:
+            self.turn.begin(self.last.reading.wall_ns, hurry=self.last.holding)
+            self._play()
+        else:
+            self._send(target)
+
+    @property
+    def _turns(self) -> bool:
+        """Whether a person's actions are taken one per period."""
+        return self.arbiter.stepwise and self.arbiter.mode in HUMAN_MODES
+
+    def _play(self) -> None:
+        if self.turn.due:
+            action = self.turn.take()
+            self._send(self.arbiter.target if action is None else self.arbiter.act(action))
+
+    def _send(self, target: Array) -> None:
         if self.session.mode not in STOPPED_MODES and self.session.leases.token > 0:
             self.driver.command(target, self.session.leases.token, self.spec.hold_after_ms)
         if self.last is not None:
@@ -389,10 +402,15 @@ class Station:
             os.eventfd_read(self._wake)
         while self._inbox:
             self._hear(self._inbox.popleft())
+        if self.turn.open and self.session.mode is not self.arbiter.mode:
+            self.turn.drop()  # whoever would have answered this period does something else now
+            self._send(self.arbiter.target)
         if self.session.mode not in HUMAN_MODES:
             self.arbiter.rest()
-        elif self.arbiter.mode in HUMAN_MODES and not (self.arbiter.stepwise and self._answered):
-            self.command(self.arbiter.drive(self.driver.clock.now_ns()))
+        elif self._turns:
+            self._play()
+        elif self.arbiter.mode in HUMAN_MODES:
+            self._send(self.arbiter.drive(self.driver.clock.now_ns()))
 
     def _hear(self, heard: Heard) -> None:
         match heard:
@@ -419,7 +437,10 @@ class Station:
             self.counters.refused_commands += 1
             log.debug("%s: %s", self.session.name, error)
             return
-        if counts:
+        if counts and self._turns:
+            state_ns = command.born_ns - round(command.rested_ms * MS)
+            self.turn.hear(command.action, state_ns, command.valid_ms / 1000)
+        elif counts:
             self.arbiter.steer(command, self.driver.clock.now_ns())
 
     def _listen_to_worker(self) -> None:

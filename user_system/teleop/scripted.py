@@ -245,7 +245,7 @@ class ScriptedOperator:
         return True
 
     async def _step_in(self, client: TeleopClient, desk: _Desk) -> bool:
-        """Hold, recover, correct to the end of the episode, or hand it back."""
+        """Hold, recover, correct to the end of the episode; what cannot be saved has failed."""
         if desk.last.mode != Mode.AUTO or desk.last.purpose != "train":
             return True  # it ended while the lease was on its way
         desk.helped = desk.episode
@@ -257,10 +257,11 @@ class ScriptedOperator:
         if self.config.recover_steps and await self._ask(client, desk, "recover"):
             await self._drive(client, desk, Mode.RECOVERY, limit=self.config.recover_steps)
         if await self._ask(client, desk, "correct"):
-            await self._drive(client, desk, Mode.CORRECTION, limit=self.config.correct_steps)
-        stuck = desk.episode == desk.helped and desk.last.mode == Mode.CORRECTION
-        if stuck and await self._ask(client, desk, "done", success=False):
-            return True
+            steps = self.config.correct_steps
+            all_sent = await self._drive(client, desk, Mode.CORRECTION, limit=steps)
+            # Only what the last of them led to shows that it was in vain.
+            if all_sent and await self._hears(desk) and self._drives(desk, Mode.CORRECTION):
+                return await self._ask(client, desk, "done", success=False)
         waits = desk.last.mode == Mode.HOLD and desk.last.help
         if desk.episode == desk.helped and (waits or desk.last.mode in HUMAN_MODES):
             await self._ask(client, desk, "hand_back")
@@ -279,29 +280,41 @@ class ScriptedOperator:
 
     async def _drive(
         self, client: TeleopClient, desk: _Desk, mode: Mode, limit: int | None
-    ) -> None:
+    ) -> bool:
         """Answer each state with one command, while the robot is in ``mode`` in this episode.
 
         States from before the session's answer may still be on their way: a few are let pass.
+        Return whether it sent as many as ``limit``.
         """
         episode, sent, early = desk.episode, 0, 0
         while (limit is None or sent < limit) and early < _EARLY:
-            try:
-                async with asyncio.timeout(self.config.patience_s):
-                    await desk.news.wait()
-            except TimeoutError:
-                log.warning("%s says nothing any more; it is let go", desk.last.robot)
-                return
-            desk.news.clear()
+            if not await self._hears(desk):
+                return False
             seen = desk.last
             if seen.mode == mode and seen.episode == episode:
                 await client.command(seen.robot, self._expert(seen.observation))
                 sent += 1
                 self._figures["commands"] += 1
             elif sent or seen.episode != episode:
-                return
+                return False
             else:
                 early += 1
+        return sent == limit
+
+    async def _hears(self, desk: _Desk) -> bool:
+        """Wait for the robot's next state; False: it says nothing any more."""
+        try:
+            async with asyncio.timeout(self.config.patience_s):
+                await desk.news.wait()
+        except TimeoutError:
+            log.warning("%s says nothing any more; it is let go", desk.last.robot)
+            return False
+        desk.news.clear()
+        return True
+
+    def _drives(self, desk: _Desk, mode: Mode) -> bool:
+        """Whether it still drives the episode that it helped."""
+        return desk.last.mode == mode and desk.episode == desk.helped
 
     async def _ask(
         self, client: TeleopClient, desk: _Desk, event: str, success: bool | None = None
