@@ -1,18 +1,15 @@
 """The agent's end of one driver: telemetry in, commands and requests out. One thread's business."""
 
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from user_system.core.clock import MS, RobotClock
-from user_system.core.errors import LinkError
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array
 from user_system.edge import wire
+from user_system.edge.peer import Peer
 from user_system.edge.rings import Duplex
-
-log = logging.getLogger(__name__)
 
 
 class DriverLink:
@@ -24,13 +21,10 @@ class DriverLink:
     """
 
     def __init__(self, duplex: Duplex, retry_s: float = 0.05):
-        self._duplex, self._retry_s = duplex, retry_s
-        self._tried_at = float("-inf")
+        self._peer = Peer(duplex, "driver", retry_s)
         self._sequence = 0
         self._sent_ns = 0
         self._request = 0
-        self.hello: wire.Hello | None = None
-        """Greeting of the present driver; None while none is there."""
         self.spec: RobotSpec | None = None
         """Specification of the robot, once any driver greeted."""
         self.clock = RobotClock()
@@ -41,22 +35,20 @@ class DriverLink:
     @property
     def alive(self) -> bool:
         """Whether a driver is there and has greeted."""
-        return self._duplex.connected and self.hello is not None
+        return self._peer.alive
 
     def fileno(self) -> int | None:
         """File descriptor to wait on, or None while there is none."""
-        return self._duplex.fileno() if self._duplex.connected else None
+        return self._peer.fileno()
 
     def poll(self) -> list[wire.Telemetry]:
         """Return all telemetry since the last call, oldest first; dials where nobody is there."""
-        if not self._duplex.connected and not self._dial():
-            return []
         seen = []
-        while (message := self._duplex.receive()) is not None:
-            meta, arrays = message
+        for meta, arrays in self._peer.receive():
             if meta["k"] == "reading":
                 item = wire.telemetry(meta, arrays)
-                if self.hello is not None and item.boot == self.hello.boot:
+                hello = self._peer.hello
+                if hello is not None and item.boot == hello.boot:
                     seen.append(item)
                     reading = item.reading
                     self.clock.sync(reading.robot_ns, reading.wall_ns, reading.rate)
@@ -64,28 +56,12 @@ class DriverLink:
                 self._previews.append((meta["camera"], arrays["image"], meta["wall_ns"]))
             else:
                 self._note(meta)
-        if not self._duplex.connected:
-            log.warning("driver at %s went away", self._duplex.path)
-            self.hello = None
         return seen
-
-    def _dial(self) -> bool:
-        self.hello = None
-        if time.monotonic() - self._tried_at < self._retry_s:
-            return False
-        self._tried_at = time.monotonic()
-        try:
-            self._duplex.open()
-        except LinkError:
-            return False
-        return True
 
     def _note(self, meta: dict[str, Any]) -> None:
         match meta["k"]:
             case "hello":
-                # Whatever was in the ring before it belongs to an earlier life of one of us.
-                self.hello = wire.hello(meta)
-                self.spec = wire.robot_spec(self.hello.spec)
+                self.spec = wire.robot_spec(wire.hello(meta).spec)
                 self.clock = RobotClock()
             case "figures":
                 self.figures = meta["figures"]
@@ -102,10 +78,6 @@ class DriverLink:
         previews, self._previews = self._previews, []
         return previews
 
-    def _tell(self, kind: str, arrays: Mapping[str, Array] | None = None, **meta: Any) -> None:
-        if self.hello is not None:
-            self._duplex.send({"k": kind, "boot": self.hello.boot, **meta}, arrays)
-
     @staticmethod
     def _rising(last: int) -> int:
         """Nanoseconds of the host as numbers: they go on rising over the agent's restarts."""
@@ -116,7 +88,7 @@ class DriverLink:
         self._sequence = self._rising(self._sequence)
         self._sent_ns = time.monotonic_ns()
         deadline = self.clock.now_ns() + int(valid_ms * MS)
-        self._tell(
+        self._peer.tell(
             "command",
             {"target": target},
             token=token,
@@ -130,7 +102,7 @@ class DriverLink:
 
     def stop(self, reason: str) -> None:
         """Stop the robot now and latch ``reason`` as its fault."""
-        self._tell("stop", reason=reason)
+        self._peer.tell("stop", reason=reason)
 
     def release(self) -> int:
         """Clear the fault, because a person said so; return the number to wait for."""
@@ -142,17 +114,17 @@ class DriverLink:
 
     def _ask(self, kind: str, **meta: Any) -> int:
         self._request = self._rising(self._request)
-        self._tell(kind, id=self._request, **meta)
+        self._peer.tell(kind, id=self._request, **meta)
         return self._request
 
     def pace(self, rate: float) -> None:
         """Run a simulated robot's clock at ``rate``."""
-        self._tell("pace", rate=rate)
+        self._peer.tell("pace", rate=rate)
 
     def dismiss(self) -> None:
         """Tell the driver to stop the robot, let go of it and exit."""
-        self._tell("close")
+        self._peer.tell("close")
 
     def close(self) -> None:
         """Hang up; the driver holds its robot."""
-        self._duplex.close()
+        self._peer.close()

@@ -4,21 +4,18 @@ Questions are never taken back: each period's observation is sent, so the worker
 and an answer that comes late still brings the judgement of its step. One thread's business.
 """
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from user_system.core.errors import LinkError
 from user_system.core.interfaces import Judgement, ResetPlan
 from user_system.core.specs import PolicySpec
 from user_system.core.types import Array, Observation, Plan, Segment
 from user_system.edge import wire
 from user_system.edge.messages import Assignment
+from user_system.edge.peer import Peer
 from user_system.edge.rings import Duplex
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,16 @@ class WorkerClient:
     """
 
     def __init__(self, duplex: Duplex, retry_s: float = 0.05):
-        self._duplex, self._retry_s = duplex, retry_s
-        self._tried_at = float("-inf")
+        self._peer = Peer(duplex, "worker", retry_s)
         self._episode = ""
         self._asked: dict[str, float] = {}
-        self.hello: wire.Hello | None = None
         self.spec: PolicySpec | None = None
         """Specification of the policy, once any worker greeted."""
 
     @property
     def alive(self) -> bool:
         """Whether a worker is there and has greeted."""
-        return self._duplex.connected and self.hello is not None
+        return self._peer.alive
 
     @property
     def silent_s(self) -> float:
@@ -78,41 +73,22 @@ class WorkerClient:
 
     def fileno(self) -> int | None:
         """File descriptor to wait on, or None while there is none."""
-        return self._duplex.fileno() if self._duplex.connected else None
+        return self._peer.fileno()
 
     def poll(self) -> list[News]:
         """Return everything said since the last call; dials where nobody is there."""
-        if not self._duplex.connected and not self._dial():
-            return []
-        news: list[News] = []
-        while (message := self._duplex.receive()) is not None:
-            if (item := self._read(*message)) is not None:
-                news.append(item)
-        if not self._duplex.connected:
-            log.warning("worker at %s went away", self._duplex.path)
-            self.hello = None
+        before = self.fileno()
+        news = [item for said in self._peer.receive() if (item := self._read(*said)) is not None]
+        if before is not None and self.fileno() is None:
             self._asked.clear()
         return news
 
-    def _dial(self) -> bool:
-        self.hello = None
-        if time.monotonic() - self._tried_at < self._retry_s:
-            return False
-        self._tried_at = time.monotonic()
-        try:
-            self._duplex.open()
-        except LinkError:
-            return False
-        return True
-
     def _read(self, meta: dict[str, Any], arrays: Mapping[str, Array]) -> News | None:
         if meta["k"] == "hello":
-            # Whatever was in the ring before it belongs to an earlier life of one of us.
-            self.hello = wire.hello(meta)
-            self.spec = wire.policy_spec(self.hello.spec)
+            self.spec = wire.policy_spec(wire.hello(meta).spec)
             self._asked.clear()
             return None
-        if self.hello is None:
+        if self._peer.hello is None:
             return None
         if meta["k"] == "loaded":
             return Loaded(meta["version"], meta["error"])
@@ -131,16 +107,11 @@ class WorkerClient:
                 return Failure(meta["error"])
         return None
 
-    def _tell(self, kind: str, arrays: Mapping[str, Array] | None = None, **meta: Any) -> bool:
-        if self.hello is None:
-            return False
-        return self._duplex.send({"k": kind, "boot": self.hello.boot, **meta}, arrays)
-
     def begin(self, assignment: Assignment) -> None:
         """Ask how the episode begins; from now on only it is spoken of."""
         self._episode = assignment.episode
         self._asked = {"begin": time.monotonic()}
-        self._tell(
+        self._peer.tell(
             "begin",
             episode=assignment.episode,
             seed=assignment.seed,
@@ -172,7 +143,7 @@ class WorkerClient:
         arrays = wire.prefixed(observation, wire.OBSERVATION)
         if executed is not None:
             arrays["executed"] = executed
-        said = self._tell(
+        said = self._peer.tell(
             "step",
             arrays,
             episode=self._episode,
@@ -188,11 +159,11 @@ class WorkerClient:
 
     def handed_back(self) -> None:
         """Let the policy forget its plans and its memory."""
-        self._tell("handback")
+        self._peer.tell("handback")
 
     def load(self, version: int, path: str) -> None:
         """Let the policy take over the weights in ``path``, before it is asked again."""
-        self._tell("load", version=version, path=path)
+        self._peer.tell("load", version=version, path=path)
 
     def forget(self) -> None:
         """Expect nothing any more: the episode is over."""
@@ -201,11 +172,11 @@ class WorkerClient:
 
     def stats(self) -> dict[str, float]:
         """Return counters and gauges."""
-        return {f"worker_{name}": value for name, value in self._duplex.stats().items()}
+        return {f"worker_{name}": value for name, value in self._peer.stats().items()}
 
     def close(self) -> None:
         """Hang up."""
-        self._duplex.close()
+        self._peer.close()
 
 
 def _advice(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Advice:

@@ -65,6 +65,8 @@ def settings(manifest: Manifest) -> list[str]:
         "eval_episodes": 2,
         "eval_pass": 2,
         "eval_every": NEVER,
+        # A learner without a limit is always behind: robots would wait for it and stand still.
+        "max_behind_steps": 0,
         "stop_when_done": "false",
     }
     return [*robots, *learners, *(f"schedule.{key}={value}" for key, value in rule.items())]
