@@ -176,10 +176,11 @@ def test_a_fast_clock_goes_from_tick_to_tick(make_world, connect, tick_hz, step_
         robot.apply(setpoint)
         robot.wait(before.robot_ns + 1, 30.0)
         after = robot.read()
-        if before.rate == after.rate == 20.0:  # else this test had no processor for a while
+        if before.rate == after.rate == 20.0:
             steps.append(after.robot_ns - before.robot_ns)
         assert len(steps) < 200, steps
-    assert set(steps[-20:]) == {step_ns}
+    # Two ticks pass where this test had no processor for longer than the clock stands.
+    assert {step % step_ns for step in steps[5:]} == {0}, steps
 
 
 def test_a_tick_out_of_range_is_refused(make_world, connect):
