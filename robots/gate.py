@@ -23,10 +23,10 @@ HOLD_AFTER_MS_MAX = 500.0
 """Longest silence that anybody may configure before the robot holds."""
 
 MAX_TICKS_AT_ONCE = 2.0
-STALL_TICKS = 5.0
-"""Ticks that a driver may miss; after more of them the robot stands at the last set-point."""
 """How far one tick may advance the motion, in tick periods: a stalled driver slows the motion
 down instead of making the next set-point jump."""
+STALL_TICKS = 5.0
+"""Ticks that a driver may miss; after more of them the robot stands at the last set-point."""
 
 Reason = Literal["not finite", "shape", "fenced", "boot", "sequence", "late", "stopped", "idle"]
 
