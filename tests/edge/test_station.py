@@ -622,6 +622,19 @@ def test_a_period_that_nobody_will_answer_is_answered_at_once(hand, script, even
     stopped = event == "estop"  # which the driver heard already
     assert len(hand.driver.commands) == sent + (not stopped)
     assert bool(hand.driver.stops) is stopped
+    sent = len(hand.driver.commands)
+    hand.station._attend()
+    assert len(hand.driver.commands) == sent, "once"
+
+
+def test_an_action_of_one_mode_does_not_move_the_next(hand, script):
+    hand.go(1)
+    script.act(LEFT)
+    script.act(LEFT)  # one too many: it waits
+    script.ask("recover")
+    start = hand.driver.accepted
+    script.wait()
+    assert np.allclose(hand.driver.accepted, start)
 
 
 def test_a_robot_that_does_not_stand_is_kept_supplied(hand, script):

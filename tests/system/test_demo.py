@@ -190,6 +190,7 @@ def test_nothing_outlives_a_launcher_that_was_killed(up) -> None:
     demo = up()
     demo.wait(lambda view: view.phase == "train" and view.version > 0, "weights")
     closed(demo)
+    learners_have_their_cpus(demo)
     demo.process.kill()
     demo.process.wait()
     deadline = time.monotonic() + LIMIT_S
@@ -218,6 +219,18 @@ def closed(demo: Up) -> None:
         assert answered(record.page + path) in {401, 403, 404, 405}, path
     stop = urllib.request.Request(f"{record.page}/api/robots/arm-1/ask", b"{}", method="POST")
     assert answered(stop) in {401, 403}
+
+
+def learners_have_their_cpus(demo: Up) -> None:
+    """While something is learned, nothing else runs on the CPUs that learners reserve."""
+    pids = census.read_record(demo.run).processes
+    if len(os.sched_getaffinity(0)) < 2:
+        return
+    learner = os.sched_getaffinity(pids["learner-rlpd"])
+    deadline = time.monotonic() + LIMIT_S
+    while any(os.sched_getaffinity(pids[name]) & learner for name in ("edge-local", "hub")):
+        assert time.monotonic() < deadline, "they were never taken back"
+        time.sleep(0.1)
 
 
 def answered(request: str | urllib.request.Request) -> int:

@@ -32,7 +32,7 @@ class Peer:
         self._duplex, self._what, self._retry_s = duplex, what, retry_s
         self._tried_at = float("-inf")
         self.hello: wire.Hello | None = None
-        """Greeting of the present life; None while nobody is there."""
+        """Greeting of the life that was met last; None from dialling until it greets."""
 
     @property
     def alive(self) -> bool:
@@ -57,7 +57,6 @@ class Peer:
             yield message
         if not self._duplex.connected:
             log.warning("%s at %s went away", self._what, self._duplex.path)
-            self.hello = None
 
     def _dial(self) -> bool:
         self.hello = None
@@ -72,7 +71,7 @@ class Peer:
 
     def tell(self, kind: str, arrays: Mapping[str, Array] | None = None, **meta: Any) -> bool:
         """Say something to the present life; False: nobody is there, or the ring is full."""
-        if self.hello is None:
+        if not self._duplex.connected or self.hello is None:
             return False
         return self._duplex.send({"k": kind, "boot": self.hello.boot, **meta}, arrays)
 
