@@ -13,7 +13,7 @@ from user_system.cluster import bench
 from user_system.cluster.bench import demo_run, figures, kills, loop, pacing, period
 from user_system.cluster.bench.figures import Figure, Goal, Result, judged
 from user_system.cluster.status import RobotView, View
-from user_system.core.errors import ConfigError
+from user_system.core.errors import ConfigError, LinkError
 
 MS = 1_000_000
 
@@ -190,7 +190,9 @@ def test_the_period_is_that_of_the_worst_robot():
         RobotView(name, "auto", True, figures={"period_p99_ms": p99, "periods_measured": 5000.0})
         for name, p99 in (("a", 0.5), ("b", 1.5))
     )
-    before, after = (View("r", "train", 1, {"updates": n}, robots, (), {}) for n in (10.0, 900.0))
+    before, after = (
+        View("r", "train", 1, {"updates": n, "env_steps": n}, robots, (), {}) for n in (10.0, 900.0)
+    )
     references = {
         kind: period.Reference(kind, p99, slow, kind == "floor")
         for kind, p99, slow in (("relative", 4.0, 0.01), ("absolute", 3.8, 0), ("floor", 0.2, 0))
@@ -199,3 +201,5 @@ def test_the_period_is_that_of_the_worst_robot():
     assert (first.value, first.ok) == (1.5, True)
     assert "relative sleep 4.00 ms and 1.00% slow" in first.reference
     assert "890 updates meanwhile" in first.note
+    with pytest.raises(LinkError, match="stood still"):
+        next(iter(period.figures(before, before, references, 5000)))

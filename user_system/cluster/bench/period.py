@@ -157,7 +157,13 @@ def read(path: Path) -> Reference:
 def figures(
     before: View, after: View, references: Mapping[str, Reference], periods: int
 ) -> Iterator[Figure]:
-    """Return the figures of a run between two looks at it."""
+    """Return the figures of a run between two looks at it.
+
+    Raises:
+        LinkError: no robot acted meanwhile: how evenly one stands says nothing.
+    """
+    if after.figures.get("env_steps", 0.0) <= before.figures.get("env_steps", 0.0):
+        raise LinkError("the robots stood still while their periods were timed")
     robots = {r.name: r.figures for r in after.robots}
     peer, plain, floor = (references[kind] for kind in ("relative", "absolute", "floor"))
     rate = after.figures.get("updates", 0.0) - before.figures.get("updates", 0.0)
