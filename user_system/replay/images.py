@@ -144,6 +144,20 @@ def read_into(
     return damaged
 
 
+def read_stack(txn: Txn, table: Any, offset: int, camera: int, count: int, shape: Shape) -> Array:
+    """Return all ``count`` images of one camera in one fragment ``[count, H, W, C]``, checked.
+
+    Raises:
+        DamageError: one of them is not what was written.
+    """
+    out = np.empty((count, *shape), np.uint8)
+    places = np.full(count, offset, np.uint64), np.arange(count)
+    damaged = read_into(txn, table, camera, places, np.zeros(count, bool), out)
+    if damaged:
+        raise DamageError(f"images {damaged} of fragment {offset}, camera {camera}, are damaged")
+    return out
+
+
 def _group(data: Any, shape: Shape) -> Group:
     if data is None:
         raise DamageError("image group is missing")
