@@ -20,7 +20,7 @@ from user_system.replay.store import Store, reader
 @pytest.fixture
 def written(tmp_path, recorder):
     """A closed store of 5 episodes of 10 steps with images, and its fragments."""
-    robot = recorder(cameras={"cam": (16, 16, 3)})
+    robot = recorder(cameras={"cam": (40, 40, 3)})
     fragments = [f for _ in range(5) for f in robot.run_episode(10)]
     with Store(tmp_path / "replay").open(create=True) as store:
         store.append(fragments)

@@ -170,7 +170,7 @@ def test_opening_never_starts_empty_by_itself(tmp_path):
 def test_another_format_is_refused(tmp_path):
     Store(tmp_path / "replay").open(create=True).close()
     manifest = tmp_path / "replay" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 9'))
     with pytest.raises(StoreError, match="written in a format that this version does not read"):
         Store(tmp_path / "replay").open()
 

@@ -1,5 +1,6 @@
 """Arrays that grow at the end and stay contiguous, so that a draw is one ``np.take`` per field."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class Column:
         end = self._reserve(n)
         self._space[self._size : end] = value
         self._size = end
+
+    def pad(self, size: int, value: Any) -> None:
+        """Append ``value`` until there are ``size``."""
+        if size > self._size:
+            self.repeat(value, size - self._size)
 
     def cut(self, size: int) -> None:
         """Forget everything from ``size`` on."""
@@ -72,7 +78,7 @@ class Names:
         """Return the numbers of those of ``names`` that were seen."""
         return [self._codes[name] for name in names if name in self._codes]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._codes)
 
     def __len__(self) -> int:

@@ -25,6 +25,9 @@ import lmdb
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout, probe
+from user_system.replay.datafile import DataFile
+from user_system.replay.gate import Gate
+from user_system.replay.mapped import FileMap
 
 T = TypeVar("T")
 
@@ -77,6 +80,9 @@ class Txn(Protocol):
     def cursor(self, db: Any = None) -> Cursor:
         """Return a cursor on a table."""
 
+    def stat(self, db: Any) -> dict[str, int]:
+        """Return pages and entries of a table."""
+
     def id(self) -> int:
         """Return the number of the transaction, or of the last one that a snapshot includes."""
 
@@ -89,6 +95,8 @@ class Env:
         kind: what is stored, as in its manifest.
         tables: names of the tables.
         readonly: a reader beside the writer, in whatever process.
+        ahead: whether the kernel is to read ahead: for passes over everything, where a look at a
+            few pages would otherwise read megabytes.
         careful: look at a suspicious file in a child process before mapping it; off in that child.
     """
 
@@ -99,20 +107,24 @@ class Env:
         tables: Sequence[str],
         *,
         readonly: bool = False,
+        ahead: bool = False,
         careful: bool = True,
     ):
         self.path = Path(path)
         self.readonly = readonly
+        self._ahead = ahead
         self.careful = careful
         self._kind = kind
         self._names = tuple(tables)
         self._env: Any = None
         self._tables: dict[str, Any] = {}
+        self._file: DataFile | None = None
         self._lock_file: int | None = None
         self._pid = 0
         self._failed = ""
         self._write_lock = threading.Lock()
-        self._gate = _Gate()
+        self._gate = Gate()
+        self.map = FileMap(self.path / layout.DATA)
         self._checked_at = 0.0
         self.grown = 0
 
@@ -139,6 +151,7 @@ class Env:
         try:
             self._env = self._open_lmdb(self.path)
             self._tables = {n: self._open_table(self._env, n) for n in self._names}
+            self._file = DataFile(self.path / layout.DATA)
         except BaseException:
             self._release()
             raise
@@ -167,6 +180,13 @@ class Env:
     def table(self, name: str) -> Any:
         """Return the handle of a table, for the ``db`` arguments of ``Txn``."""
         return self._tables[name]
+
+    @property
+    def file(self) -> DataFile:
+        """The data file, for reads by position inside a read transaction."""
+        if self._file is None:
+            raise StoreError(f"{self.path} is not open", todo="Call open() first.")
+        return self._file
 
     @contextmanager
     def read(self) -> Iterator[Txn]:
@@ -200,7 +220,7 @@ class Env:
             self._check_readers()
             while True:
                 try:
-                    with self._env.begin(write=True) as txn:
+                    with self._env.begin(write=True, buffers=True) as txn:
                         return work(txn)
                 except lmdb.MapFullError:
                     self._grow()
@@ -220,6 +240,22 @@ class Env:
         """Return the number of the transaction that a snapshot taken now, or later, includes."""
         with self.read() as txn:
             return txn.id()
+
+    def whole(self, txn: Txn) -> memoryview:
+        """Return the file as mapped here; valid until ``txn`` ends. See ``FileMap``."""
+        if not self.map.known:
+            # Any value will do that a writer always leaves.
+            value = txn.get(b"offset", db=self._tables["meta"])
+            if value is None:
+                raise StoreError(f"{self.path} holds nothing yet")
+            self.map.learn(value, int(self._env.info()["map_size"]))
+        return self.map.whole()
+
+    def used(self, txn: Txn) -> int:
+        """Return the bytes of the pages that tables take, free ones left out."""
+        stats = (txn.stat(self._tables[name]) for name in self._names)
+        pages = (s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return int(sum(pages)) * int(self._env.stat()["psize"])
 
     def stats(self) -> dict[str, float]:
         """Return map size, file size, free disk space, readers and pages in use."""
@@ -276,7 +312,7 @@ class Env:
                 sync=True,
                 metasync=True,
                 writemap=False,
-                readahead=False,
+                readahead=self._ahead,
                 mode=0o600,
             )
         except lmdb.Error as error:
@@ -289,9 +325,13 @@ class Env:
             raise self._explain(error, f"open table {name!r} of") from error
 
     def _release(self) -> None:
+        self.map.forget()
         if self._env is not None:
             self._env.close()
             self._env = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
@@ -317,6 +357,7 @@ class Env:
             except lmdb.MapResizedError:
                 self._gate.leave()
                 with self._gate.alone():
+                    self.map.forget()
                     self._env.set_mapsize(0)
             except lmdb.Error as error:
                 self._gate.leave()
@@ -330,6 +371,7 @@ class Env:
 
     def _grow(self) -> None:
         with self._gate.alone():
+            self.map.forget()
             self._env.set_mapsize(2 * self._env.info()["map_size"])
         self.grown += 1
 
@@ -354,31 +396,3 @@ class Env:
                 )
             self._failed = str(error)
         return StoreError(what, got=error)
-
-
-class _Gate:
-    """Many may pass together, or one alone: LMDB may change its map only between transactions."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._inside = 0
-
-    def enter(self) -> None:
-        with self._condition:
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._condition:
-            self._inside -= 1
-            self._condition.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the condition's lock, so that nobody enters, once everybody left."""
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._inside == 0, timeout=60.0):
-                raise StoreError(
-                    "a read transaction stayed open for a minute while the map had to grow",
-                    todo="Copy what is needed and end the transaction.",
-                )
-            yield

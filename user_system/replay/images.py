@@ -7,9 +7,15 @@ key is (fragment, camera, group), big-endian; a value is::
     2   1   codec: index into ``codec.images.CODECS``
     3   1   zero
     4   6   height, width, channels
-    10  2   zero
+    10  2   where the first image begins
     12  12n length and xxh3-64 of each image's bytes
-        ... the images' bytes
+        ... zeros up to that place
+        ... the images' bytes, one after the other
+        ... zeros up to ``SMALLEST``
+
+A value of ``SMALLEST`` bytes or more has pages of its own, which never move until it is deleted:
+that is what makes it possible to remember where an image lies. They begin with LMDB's page header,
+so that images begin at ``LEAD`` modulo 64, a cache line of the file.
 """
 
 import struct
@@ -28,9 +34,16 @@ from user_system.replay.schema import Schema, Shape
 GROUP_BYTES = 1 << 20
 """Pixels' bytes that share a value."""
 
+SMALLEST = 4096
+"""Bytes; anything above half a page is kept out of LMDB's leaf pages."""
+
+LEAD = 64 - 16
+"""The page header takes 16 bytes."""
+
 _KEY = struct.Struct(">QHH")
-_HEAD = struct.Struct("<HBxHHHxx")
-_ENTRY = np.dtype([("length", "<u4"), ("checksum", "<u8")])
+_HEAD = struct.Struct("<HBxHHHH")
+ENTRY = np.dtype([("length", "<u4"), ("checksum", "<u8")])
+"""What is kept of each image beside its bytes."""
 
 
 def per_group(shape: Shape) -> int:
@@ -55,9 +68,12 @@ def values(
 
 def _value(rows: Array, codec: codecs.Codec) -> bytes:
     encoded = [codecs.encode(row, codec) for row in rows]
-    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], _ENTRY)
-    head = _HEAD.pack(len(rows), codecs.CODECS.index(codec), *rows.shape[1:])
-    return b"".join([head, table.tobytes(), *encoded])
+    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY).tobytes()
+    first = _HEAD.size + len(table)
+    first += (LEAD - first) % 64
+    head = _HEAD.pack(len(rows), codecs.CODECS.index(codec), *rows.shape[1:], first)
+    parts = [head, table, bytes(first - _HEAD.size - len(table)), *encoded]
+    return b"".join([*parts, bytes(max(0, SMALLEST - sum(map(len, parts))))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,68 +96,56 @@ class Group:
         """
         if len(data) < _HEAD.size:
             raise DamageError("image group is cut", got=len(data))
-        count, number, *shape = _HEAD.unpack_from(data)
-        first = _HEAD.size + count * _ENTRY.itemsize
-        if number >= len(codecs.CODECS) or len(data) < first:
-            raise DamageError("image group has a damaged head", got=(count, number))
-        table = np.frombuffer(data, _ENTRY, count, _HEAD.size)
+        count, number, *shape, first = _HEAD.unpack_from(data)
+        table_end = _HEAD.size + count * ENTRY.itemsize
+        if number >= len(codecs.CODECS) or not table_end <= first <= len(data):
+            raise DamageError("image group has a damaged head", got=(count, number, first))
+        table = np.frombuffer(data, ENTRY, count, _HEAD.size)
         ends = first + np.cumsum(table["length"], dtype=np.int64)
-        if count == 0 or ends[-1] != len(data):
+        if count == 0 or max(int(ends[-1]), SMALLEST) != len(data):
             raise DamageError("image group has the wrong size", got=len(data))
         starts = ends - table["length"]
         codec = codecs.CODECS[number]
         return cls(data, codec, tuple(shape), table["length"], table["checksum"], starts)
 
-    def bytes(self, i: int, *, check: bool) -> Any:
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def entry(self, i: int) -> tuple[int, int, int]:
+        """Return where in the value image ``i`` begins, its length and its checksum.
+
+        Raises:
+            DamageError: it is not there.
+        """
+        if not 0 <= i < len(self):
+            raise DamageError("image is missing from its group", got=i, allowed=len(self))
+        return int(self.starts[i]), int(self.lengths[i]), int(self.checksums[i])
+
+    def bytes(self, i: int) -> Any:
         """Return the encoded bytes of image ``i``.
 
         Raises:
             DamageError: they are not there, or not those written.
         """
-        if not 0 <= i < len(self.starts):
-            raise DamageError("image is missing from its group", got=i, allowed=len(self.starts))
-        start = int(self.starts[i])
-        data = self.data[start : start + int(self.lengths[i])]
-        if check and codecs.checksum(data) != int(self.checksums[i]):
+        start, length, checksum = self.entry(i)
+        data = self.data[start : start + length]
+        if codecs.checksum(data) != checksum:
             raise DamageError("image checksum does not match its bytes")
         return data
 
 
-def read_into(
-    txn: Txn,
-    table: Any,
-    camera: int,
-    places: tuple[Array, Array],
-    checked: Array,
-    out: Array,
-) -> list[int]:
-    """Fill ``out`` ``[N, H, W, C]`` with images; return the indices of those that are damaged.
+def parse(data: Any, shape: Shape) -> Group:
+    """Return the group of images of ``shape`` in ``data``.
 
-    Args:
-        txn: a read transaction.
-        table: the image table.
-        camera: number of the camera within its schema.
-        places: fragment offset and row within the fragment ``[N]`` of each.
-        checked: ``[N]`` bool; checksums of True ones were right before and are not made again.
-        out: where to; rows of damaged ones are left as they are.
+    Raises:
+        DamageError: it is not there (None), or holds something else.
     """
-    offsets, rows = places
-    shape = out.shape[1:]
-    groups, slots = np.divmod(rows.astype(np.int64), per_group(shape))
-    damaged: list[int] = []
-    last: tuple[int, int] | None = None
-    group: Group | None = None
-    # In key order, so that each page is touched once and neighbours share a parsed group.
-    for i in np.lexsort((rows, offsets)).tolist():
-        at = int(offsets[i]), int(groups[i])
-        try:
-            if at != last or group is None:
-                last, group = at, _group(txn.get(key(at[0], camera, at[1]), db=table), shape)
-            data = group.bytes(int(slots[i]), check=not checked[i])
-            out[i] = codecs.decode(data, group.codec, shape)
-        except DamageError:
-            damaged.append(i)
-    return damaged
+    if data is None:
+        raise DamageError("image group is missing")
+    found = Group.parse(data)
+    if found.shape != shape:
+        raise DamageError("images have another shape", got=found.shape, allowed=shape)
+    return found
 
 
 def read_stack(txn: Txn, table: Any, offset: int, camera: int, count: int, shape: Shape) -> Array:
@@ -151,17 +155,8 @@ def read_stack(txn: Txn, table: Any, offset: int, camera: int, count: int, shape
         DamageError: one of them is not what was written.
     """
     out = np.empty((count, *shape), np.uint8)
-    places = np.full(count, offset, np.uint64), np.arange(count)
-    damaged = read_into(txn, table, camera, places, np.zeros(count, bool), out)
-    if damaged:
-        raise DamageError(f"images {damaged} of fragment {offset}, camera {camera}, are damaged")
+    for group, start in enumerate(range(0, count, per_group(shape))):
+        found = parse(txn.get(key(offset, camera, group), db=table), shape)
+        for i in range(min(per_group(shape), count - start)):
+            out[start + i] = codecs.decode(found.bytes(i), found.codec, shape)
     return out
-
-
-def _group(data: Any, shape: Shape) -> Group:
-    if data is None:
-        raise DamageError("image group is missing")
-    group = Group.parse(data)
-    if group.shape != shape:
-        raise DamageError("images have another shape", got=group.shape, allowed=shape)
-    return group

@@ -2,26 +2,30 @@
 
 ``refresh`` reads what the writer committed since the last one, and costs a few microseconds where
 that is nothing. The index is a function of (how much of the log, how many labels) and of nothing
-else, whatever the steps in which it got there: that is what makes draws repeatable.
+else, whatever the steps in which it got there: that is what makes draws repeatable. What was
+removed since is left out of it, whenever it was removed.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError
-from user_system.replay import layout
-from user_system.replay.columns import Names
+from user_system.core.types import Array, Fragment
+from user_system.replay import layout, tables
+from user_system.replay.blocks import Block
+from user_system.replay.columns import Column
 from user_system.replay.env import Env, Txn
 from user_system.replay.rows import Label, Rows
 from user_system.replay.schema import Schema
-from user_system.replay.store import log_entries
 
 log = logging.getLogger(__name__)
 
-Take = Callable[[Txn, int, Any], None]
-"""Takes over one entry: transaction, number, value."""
+Take = Callable[[int, Any], None]
+"""Takes over one entry: number, value."""
 
 _PER_SNAPSHOT = 4096
 """Entries read per transaction: a long one keeps the writer from reusing pages."""
@@ -43,82 +47,116 @@ class Index:
 
     def __init__(self, env: Env):
         self.env = env
-        self.names = Names()
         self.mark = Mark()
         self.rows: dict[str, Rows] = {}
         self.damaged_records = 0
         self._labels: dict[str, dict[str, Label]] = {}
+        self._removals = 0
+        """Entries of ``gone`` taken over."""
+        self._gone = Column("uint64")
+        """Offsets of all fragments that were removed."""
         self._snapshot = -1
+        self._bad_blocks: set[int] = set()
 
     def refresh(self, limit: Mark | None = None) -> bool:
         """Take over what is new, up to ``limit``; return whether there was anything."""
         if self.env.transaction() == self._snapshot:
             return False
         snapshot = self.env.snapshot()
-        before = self.mark
-        stop = limit or Mark(1 << 64, 1 << 64)
-        while self._step("labels", self.mark.label, stop.label, self._take_label):
+        before = self.mark, self._removals
+        stop = limit or Mark(1 << 63, 1 << 63)
+        while self._read_entries("labels", self.mark.label, stop.label, self._take_label):
             pass
-        while self._step("log", self.mark.log, stop.log, self._take_record):
+        while self._read_log(stop.log):
+            pass
+        while self._read_entries("gone", self._removals, 1 << 63, self._take_removal):
             pass
         # A limit leaves the rest for later, so the next call must look again.
         self._snapshot = snapshot if limit is None else -1
-        return self.mark != before
+        return (self.mark, self._removals) != before
+
+    def outdated(self, txn: Txn) -> bool:
+        """Return whether a snapshot lacks something that this index still has."""
+        return tables.peek(txn, self.env, "gone") != self._removals
 
     def stats(self) -> dict[str, float]:
         """Return sizes and what was found damaged."""
         rows = self.rows.values()
         return {
-            "steps": float(sum(len(r) for r in rows)),
+            "steps": float(sum(len(r) - int(r["gone"].sum()) for r in rows)),
             "episodes": float(sum(len(r.episodes) for r in rows)),
             "schemas": float(len(self.rows)),
             "index_bytes": float(sum(r.nbytes for r in rows)),
             "damaged_records": float(self.damaged_records),
             "damaged_steps": float(sum(int(r["damaged"].sum()) for r in rows)),
+            "removed_steps": float(sum(int(r["gone"].sum()) for r in rows)),
         }
 
-    def _step(self, table: str, start: int, stop: int, take: Take) -> bool:
-        """Take one snapshot's worth of entries; return whether there may be more."""
-        count = 0
+    # --- the log ---------------------------------------------------------------------------------
+
+    def _read_log(self, stop: int) -> bool:
+        """Take over one block, or one snapshot's worth of entries; return whether to go on."""
+        start = self.mark.log
+        if start >= stop:
+            return False
         with self.env.read() as txn:
-            for number, value in log_entries(txn, self.env, table, start):
-                if number >= stop:
-                    return False
-                if count == _PER_SNAPSHOT:
-                    return True
-                count += 1
-                take(txn, number, value)
-        return False
+            if self._take_blocks(txn, start, stop):
+                return True
+            end = min(tables.next_block(txn, self.env, start + 1), stop)
+            end = min(end, tables.peek(txn, self.env, "offset"))
+            found = self.decode(txn, start, end)
+        by_schema: dict[str, list[tuple[int, Fragment]]] = {}
+        for offset, fragment in found:
+            by_schema.setdefault(fragment.header.schema, []).append((offset, fragment))
+        for entries in by_schema.values():
+            self._extend(Block.of(entries))
+        if len(found) < _PER_SNAPSHOT:
+            # What is missing before the end was removed.
+            self.mark = self.mark._replace(log=max(end, start))
+        return self.mark.log != start
 
-    def _take_record(self, txn: Txn, offset: int, value: Any) -> None:
-        self.mark = self.mark._replace(log=offset + 1)
+    def _take_blocks(self, txn: Txn, start: int, stop: int) -> bool:
+        """Take over the blocks that begin at ``start``, one per schema; False: there is none."""
+        if start in self._bad_blocks:
+            return False
         try:
-            fragment = fragments.decode(value)
+            places = list(tables.blocks(txn, self.env, start))
+            blocks = [Block.decode(self.env.file.read(p.position, p.length)) for p in places]
         except DamageError as error:
-            self.damaged_records += 1
-            log.error("record %d of %s is damaged and left out: %s", offset, self.env.path, error)
-            return
-        header = fragment.header
-        if header.schema not in self.rows:
-            self.rows[header.schema] = self._new_rows(txn, header.schema)
-        rows = self.rows[header.schema]
-        rows.append(offset, fragment, self._labels.get(header.episode, {}))
+            self._bad_blocks.add(start)
+            log.error("block %d of %s is damaged, reading its log: %s", start, self.env.path, error)
+            return False
+        for block in blocks:
+            if len(part := block.until(stop)):
+                self._extend(part)
+        if places:
+            self.mark = self.mark._replace(log=min(places[0].end, stop))
+        return bool(places)
 
-    def _take_label(self, txn: Txn, number: int, value: Any) -> None:
-        self.mark = self.mark._replace(label=number + 1)
-        try:
-            meta, blocks = arrays.unpack(value)
-        except DamageError as error:
-            self.damaged_records += 1
-            log.error("label %d of %s is damaged and left out: %s", number, self.env.path, error)
-            return
-        episode, name = meta["episode"], meta["name"]
-        label: Label = blocks["values"].copy() if blocks else meta["success"]
-        self._labels.setdefault(episode, {})[name] = label
-        for rows in self.rows.values():
-            for found in rows.by_id.get(episode, ()):
-                rows.retract(found, name)
-                rows.apply(found, name, label)
+    def decode(self, txn: Txn, start: int, stop: int) -> list[tuple[int, Fragment]]:
+        """Return entries of the log, copied: they outlive the transaction."""
+        found: list[tuple[int, Fragment]] = []
+        for offset, value in tables.entries(txn, self.env, "log", start):
+            if offset >= stop or len(found) == _PER_SNAPSHOT:
+                break
+            self.mark = self.mark._replace(log=offset + 1)
+            try:
+                found.append((offset, fragments.decode(bytes(value))))
+            except DamageError as error:
+                self.damaged_records += 1
+                path = self.env.path
+                log.error("record %d of %s is damaged and left out: %s", offset, path, error)
+        return found
+
+    def _extend(self, block: Block) -> None:
+        if block.schema not in self.rows:
+            with self.env.read() as txn:
+                self.rows[block.schema] = self._new_rows(txn, block.schema)
+        rows = self.rows[block.schema]
+        rows.extend(block, self._labels)
+        if len(self._gone):
+            offsets = block.fragments["offset"]
+            rows.remove(offsets[np.isin(offsets, self._gone.data)])
 
     def _new_rows(self, txn: Txn, schema: str) -> Rows:
         key = schema.encode()
@@ -128,4 +166,62 @@ class Index:
                 f"schema {schema!r} of {self.env.path} is missing",
                 todo=layout.verify_hint(self.env.path),
             )
-        return Rows(Schema.parse(key, bytes(text)), self.names)
+        return Rows(Schema.parse(key, bytes(text)))
+
+    # --- what is said of it later ----------------------------------------------------------------
+
+    def _read_entries(self, table: str, start: int, stop: int, take: Take) -> bool:
+        """Take one snapshot's worth of entries; return whether there may be more."""
+        with self.env.read() as txn:
+            for count, (number, value) in enumerate(tables.entries(txn, self.env, table, start)):
+                if number >= stop:
+                    return False
+                if count == _PER_SNAPSHOT:
+                    return True
+                take(number, value)
+        return False
+
+    def _take_label(self, number: int, value: Any) -> None:
+        self.mark = self.mark._replace(label=number + 1)
+        read = self._unpack("label", number, value)
+        if read is None:
+            return
+        meta, blocks = read
+        episode, name = meta["episode"], meta["name"]
+        label: Label = blocks["values"].copy() if blocks else meta["success"]
+        self._labels.setdefault(episode, {})[name] = label
+        for rows in self.rows.values():
+            for found in rows.by_id.get(episode, ()):
+                rows.retract(found, name)
+                rows.apply(found, name, label)
+
+    def _take_removal(self, number: int, value: Any) -> None:
+        self._removals = number + 1
+        read = self._unpack("removal", number, value)
+        if read is None:
+            return
+        offsets = read[1]["offsets"]
+        self._gone.extend(offsets)
+        for rows in self.rows.values():
+            rows.remove(offsets)
+
+    def _unpack(self, what: str, number: int, value: Any) -> tuple[Any, dict[str, Array]] | None:
+        try:
+            return arrays.unpack(value)
+        except DamageError as error:
+            self.damaged_records += 1
+            path = self.env.path
+            log.error("%s %d of %s is damaged and left out: %s", what, number, path, error)
+            return None
+
+
+def read_fragments(env: Env, start: int, stop: int) -> Iterator[tuple[int, Fragment]]:
+    """Yield (offset, fragment) of the sound entries of the log in ``[start, stop)``."""
+    index = Index(env)
+    index.mark = Mark(start)
+    while True:
+        with env.read() as txn:
+            found = index.decode(txn, index.mark.log, stop)
+        if not found:
+            return
+        yield from found

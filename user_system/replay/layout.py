@@ -22,7 +22,7 @@ from typing import Any
 
 from user_system.core.errors import DamageError, StoreError
 
-FORMAT = 1
+FORMAT = 2
 """Version of our records; a store of another one is refused, never guessed at."""
 
 LMDB_FORMAT = "0.9"

@@ -8,44 +8,48 @@ neighbour in storage a successor.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from user_system.core.errors import SpecError
-from user_system.core.types import Array, Fragment
+from user_system.core.types import Array
+from user_system.replay.blocks import FRAGMENT, STEP, Block, EpisodeKey, Ragged
 from user_system.replay.columns import Column, Names
 from user_system.replay.schema import Schema
+from user_system.replay.streams import Streams
 
 STEP_DTYPES: Mapping[str, str] = {
-    "id": "uint64",
-    "k": "int32",
-    "episode": "int32",
-    "obs": "int64",
-    "next_obs": "int64",
-    "next_step": "int64",
+    "piece": "int32",
+    "obs": "int32",
+    "next_obs": "int32",
+    "next_step": "int32",
     "void": "bool",
     "damaged": "bool",
-    "purpose": "uint8",
-    "robot": "int32",
-    "task": "int32",
-    "run": "int32",
-    "operator": "int32",
-    "policy": "int32",
+    "gone": "bool",
     "reward": "float32",
     "recorded_reward": "float32",
     "segment": "uint8",
     "end": "uint8",
-    "robot_ns": "int64",
+    "operator": "int32",
+    "policy": "int32",
     "version": "int64",
     "chunk": "int32",
     "position": "int32",
 }
-"""Per-step columns of one number; robot, task, run, operator and policy are codes of ``names``."""
+"""Per-step columns of one number; operator and policy are codes of ``names``."""
 
-EpisodeKey = tuple[str, int, str]
-"""(producer, epoch, episode): nothing is ever joined across lives of a producer."""
+PIECE_DTYPES: Mapping[str, str] = {
+    **FRAGMENT,
+    "row": "int32",
+    "obs": "int32",
+    "prev": "int32",
+}
+"""Per-fragment columns: its first step and observation row, the piece before it of its episode."""
+
+OF_PIECE = ("purpose", "episode", "robot", "task", "run", "wall_ns")
+"""Columns that a step has from its fragment."""
 
 Label = Array | bool | None
 """Values ``[T]`` of a per-step label, or a verdict."""
@@ -60,20 +64,12 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class Episode:
-    """What joins the fragments of one episode."""
+    """One episode: a chain of pieces, of which it knows the last."""
 
     number: int
     id: str
-    pieces: list[tuple[int, int, int]] = field(default_factory=list)
-    """(k of the first step, its row, steps) of each fragment, in order."""
-    complete: bool = False
-
-    def runs(self, low: int, high: int) -> Iterable[tuple[int, slice]]:
-        """Yield (k, rows) of the steps whose k lies in ``[low, high)``."""
-        for k, row, n in self.pieces:
-            start, end = max(low, k), min(high, k + n)
-            if start < end:
-                yield start, slice(row + start - k, row + end - k)
+    row: int = -1
+    """Its first step; -1: none is here."""
 
 
 class Extra:
@@ -84,75 +80,102 @@ class Extra:
 
     def pad(self, size: int) -> None:
         """Make it ``size`` rows long; NaN, where the dtype has it, for those not known."""
-        missing = size - len(self.values)
-        if missing > 0:
-            self.values.repeat(np.nan if self.values.dtype.kind == "f" else 0, missing)
-            self.known.repeat(value=False, n=missing)
+        self.values.pad(size, np.nan if self.values.dtype.kind == "f" else 0)
+        self.known.pad(size, value=False)
 
 
 class Rows:
     """Steps and observations of one schema, and what links them."""
 
-    def __init__(self, schema: Schema, names: Names):
+    def __init__(self, schema: Schema):
         self.schema = schema
-        self.names = names
+        self.names = Names()
         self.steps = {name: Column(dtype) for name, dtype in STEP_DTYPES.items()}
         self.steps["executed"] = Column("float32", (schema.action,))
         self.steps["proposed"] = Column("float32", (schema.action,))
+        self.pieces = {name: Column(dtype) for name, dtype in PIECE_DTYPES.items()}
         self.fields = {name: Column(dtype, tail) for name, (dtype, tail) in schema.fields.items()}
-        self.place = {"offset": Column("uint64"), "row": Column("uint16")}
-        self.checked = {camera: Column(bool) for camera in schema.images}
+        self.robot_ns = Column("int64")
+        """By observation row."""
+        self.piece_of = Column("int32")
+        """By observation row: its piece."""
         self.extras: dict[str, list[Extra]] = {}
         """What policies recorded; a list, since two policies may mean two things by a name."""
         self.labels: dict[str, Extra] = {}
         """Late per-step labels other than the reward."""
+        self.streams = Streams()
         self.episodes: dict[EpisodeKey, Episode] = {}
         self.by_id: dict[str, list[Episode]] = {}
         self.success = Column("int8")
         """By episode number: 1 yes, 0 no, -1 not known."""
         self.complete = Column(bool)
         """By episode number: its end is here."""
+        self.last_piece = Column("int32")
+        """By episode number; -1: none."""
         self.excluded: set[int] = set()
         """Observation rows that turned out to be damaged."""
         self.watchers: list[Watcher] = []
 
     def __len__(self) -> int:
-        return len(self.steps["id"])
+        return len(self.steps["obs"])
 
     def __getitem__(self, column: str) -> Array:
         return self.steps[column].data
 
-    def append(self, offset: int, fragment: Fragment, labels: Mapping[str, Label]) -> None:
-        """Take over one fragment of the log.
+    def of(self, name: str, rows: Array) -> Array:
+        """Return a column at steps ``rows`` ``[N]``: of the step, its fragment or its episode.
+
+        Raises:
+            SpecError: there is no such column.
+        """
+        if name in self.steps:
+            return self[name][rows]
+        piece = self["piece"][rows]
+        if name in OF_PIECE:
+            return self.pieces[name].data[piece]
+        if name == "success":
+            return self.success.data[self.pieces["episode"].data[piece]]
+        if name == "robot_ns":
+            return self.robot_ns.data[self["obs"][rows]]
+        within = rows - self.pieces["row"].data[piece]
+        if name == "k":
+            k: Array = self.pieces["start"].data[piece] + within
+            return k
+        if name == "id":
+            ids: Array = self.pieces["offset"].data[piece] << np.uint64(16)
+            return ids | within.astype(np.uint64)
+        return self.extra(name, rows)
+
+    def extend(self, block: Block, labels: Mapping[str, Mapping[str, Label]]) -> None:
+        """Take over fragments of the log.
 
         Args:
-            offset: its place in the log.
-            fragment: without images.
-            labels: newest late labels of its episode, by name.
+            block: the next ones of this schema.
+            labels: newest late labels of episodes, by id and name.
         """
-        header = fragment.header
-        episode = self._episode((header.producer, header.epoch, header.episode))
-        first, steps = len(self), len(fragment)
-        self._touch(first)
-        self._extend(offset, fragment, episode.number)
-        self._link(episode, fragment, first)
-        if header.void_from is not None:
-            self.void(episode, header.void_from, header.start)
-        episode.pieces.append((header.start, first, steps))
-        if fragment.final:
-            episode.complete = True
-            self.complete.data[episode.number] = True
-        if header.success is not None:
-            self._judge(episode, header.success)
-        for name, label in labels.items():
-            self.apply(episode, name, label)
+        episodes = [self._episode(key) for key in block.episodes]
+        numbers = np.array([episode.number for episode in episodes], np.int32)
+        codes = np.array([self.names.code(name) for name in block.names], np.int32)
+        first, first_piece = len(self), len(self.pieces["offset"])
+        self._extend_pieces(block, numbers, codes)
+        self._extend_steps(block, codes, first_piece)
+        self._extend_ragged(block, first, first_piece)
+        self._touch(min(self._link(first_piece), first))
+        present, at = np.unique(block.fragments["episode"], return_index=True)
+        for number, piece in zip(present.tolist(), (first_piece + at).tolist(), strict=True):
+            if episodes[number].row < 0:
+                episodes[number].row = int(self.pieces["row"].data[piece])
+        self._take_verdicts(block, episodes, first_piece)
+        for episode in episodes:
+            for name, label in labels.get(episode.id, {}).items():
+                self.apply(episode, name, label)
 
     def apply(self, episode: Episode, name: str, label: Label) -> None:
         """Write a late label over the steps of an episode that are here."""
         if not isinstance(label, np.ndarray):
             self._judge(episode, label)
             return
-        for k, rows in episode.runs(0, len(label)):
+        for k, rows in self.runs(episode, 0, len(label)):
             self._touch(rows.start)
             part = label[k : k + rows.stop - rows.start]
             if name == "reward":
@@ -166,7 +189,7 @@ class Rows:
 
     def retract(self, episode: Episode, name: str) -> None:
         """Undo a per-step label, before a newer version that may say less."""
-        for _, rows in episode.runs(0, 1 << 62):
+        for _, rows in self.runs(episode, 0, 1 << 62):
             self._touch(rows.start)
             if name == "reward":
                 self["reward"][rows] = self["recorded_reward"][rows]
@@ -175,11 +198,9 @@ class Rows:
                 self.labels[name].values.data[rows] = np.nan
                 self.labels[name].known.data[rows] = False
 
-    def void(self, episode: Episode, low: int, high: int) -> None:
-        """Mark the steps ``[low, high)`` of an episode as undone."""
-        for _, rows in episode.runs(low, high):
-            self._touch(rows.start)
-            self["void"][rows] = True
+    def runs(self, episode: Episode, low: int, high: int) -> Iterable[tuple[int, slice]]:
+        """Yield (k, rows) of the steps of an episode whose k lies in ``[low, high)``."""
+        return self._runs(int(self.last_piece.data[episode.number]), low, high)
 
     def exclude(self, observations: Array) -> int:
         """Never draw again the steps that see these observation rows; return how many."""
@@ -192,10 +213,22 @@ class Rows:
             self._touch(int(found[0]))
         return len(found)
 
+    def remove(self, offsets: Array) -> int:
+        """Never draw again the steps of fragments that left the store; return how many."""
+        pieces = np.flatnonzero(np.isin(self.pieces["offset"].data, offsets))
+        removed = 0
+        for piece in pieces.tolist():
+            start = int(self.pieces["row"].data[piece])
+            rows = slice(start, start + int(self.pieces["steps"].data[piece]))
+            removed += int((~self["gone"][rows]).sum())
+            self["gone"][rows] = True
+            self._touch(start)
+        return removed
+
     def drawable(self, low: int = 0) -> Array:
         """Return for rows ``[low:]`` whether all that a draw needs is known and sound."""
         ready = (self["next_obs"][low:] >= 0) & ~np.isnan(self["reward"][low:])
-        return ready & ~self["damaged"][low:]
+        return ready & ~self["damaged"][low:] & ~self["gone"][low:]
 
     def extra(self, name: str, rows: Array) -> Array:
         """Return a label or extra of ``rows`` ``[N]``; NaN where a float one is not known.
@@ -213,7 +246,7 @@ class Rows:
             raise SpecError(
                 f"column {name!r} is not recorded for every step drawn",
                 got=f"{len(variants)} forms of it",
-                allowed=sorted({*self.steps, *self.labels, *self.extras}),
+                allowed=sorted({*self.steps, *OF_PIECE, *_DERIVED, *self.labels, *self.extras}),
                 todo="Draw from a view whose steps have it.",
             )
         return whole[0].values.data[rows]
@@ -221,10 +254,11 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes of memory taken by columns."""
-        groups: list[Mapping[str, Column]] = [self.steps, self.fields, self.place, self.checked]
-        return sum(column.nbytes for group in groups for column in group.values())
+        groups: list[Mapping[str, Column]] = [self.steps, self.pieces, self.fields]
+        columns = sum(column.nbytes for group in groups for column in group.values())
+        return columns + self.robot_ns.nbytes + self.piece_of.nbytes
 
-    # --- taking over a fragment ------------------------------------------------------------------
+    # --- taking over a block ---------------------------------------------------------------------
 
     def _episode(self, key: EpisodeKey) -> Episode:
         episode = self.episodes.get(key)
@@ -234,76 +268,126 @@ class Rows:
             self.by_id.setdefault(key[2], []).append(episode)
             self.success.repeat(-1, 1)
             self.complete.repeat(value=False, n=1)
+            self.last_piece.repeat(-1, 1)
         return episode
 
-    def _extend(self, offset: int, fragment: Fragment, episode: int) -> None:
-        header, n, row = fragment.header, len(fragment), len(self.place["row"])
-        code = self.names.code
-        names = np.array([code(name) for name in header.names], np.int32)
-        arange = np.arange(n)
-        columns: dict[str, Array] = {
-            "id": np.uint64(offset << 16) + arange.astype(np.uint64),
-            "k": header.start + arange,
-            "obs": row + arange,
-            "next_obs": row + 1 + arange,
-            "next_step": len(self) + 1 + arange,
-            "operator": names[fragment.operator],
-            "policy": names[fragment.policy],
-            "recorded_reward": fragment.reward,
-            "robot_ns": fragment.robot_ns[:n],
-        }
-        for name in ("executed", "proposed", "reward", "segment", "end", "version"):
-            columns[name] = getattr(fragment, name)
-        columns |= {"chunk": fragment.chunk, "position": fragment.position}
-        columns["next_step"][-1] = -1
-        if not fragment.final:
-            columns["next_obs"][-1] = -1
+    def _extend_pieces(self, block: Block, numbers: Array, codes: Array) -> None:
+        columns = dict(block.fragments)
+        columns["episode"] = numbers[columns["episode"]]
+        for name in ("robot", "task", "run"):
+            columns[name] = codes[columns[name]]
+        columns["row"] = len(self) + _starts(columns["steps"])
+        columns["obs"] = len(self.robot_ns) + _starts(block.rows)
+        columns["prev"] = np.full(len(block), -1, np.int32)
+        for name, values in columns.items():
+            self.pieces[name].extend(values)
+
+    def _extend_steps(self, block: Block, codes: Array, first_piece: int) -> None:
+        counts = block.fragments["steps"]
+        piece = first_piece + np.repeat(np.arange(len(block), dtype=np.int32), counts)
+        row = np.arange(len(self), len(self) + len(piece), dtype=np.int32)
+        obs = self.pieces["obs"].data[piece] + row - self.pieces["row"].data[piece]
+        last = np.cumsum(counts) - 1
+        next_obs, next_step = obs + 1, row + 1
+        next_obs[last[~block.fragments["final"]]] = -1
+        next_step[last] = -1
+        columns = {"piece": piece, "obs": obs, "next_obs": next_obs, "next_step": next_step}
+        columns |= {name: block.steps[name] for name in STEP}
+        columns |= {name: codes[block.steps[name]] for name in ("operator", "policy")}
+        columns["recorded_reward"] = block.steps["reward"]
         for name, values in columns.items():
             self.steps[name].extend(values)
-        same = {"purpose": int(header.purpose), "robot": code(header.robot), "episode": episode}
-        same |= {"task": code(header.task), "run": code(header.run), "void": 0, "damaged": 0}
-        for name, value in same.items():
-            self.steps[name].repeat(value, n)
-        self._extend_observations(offset, fragment)
-        for name, values in fragment.extras.items():
-            extra = self._extra(name, values.dtype, values.shape[1:])
-            extra.pad(len(self) - n)
-            extra.values.extend(values)
-            extra.known.repeat(value=True, n=n)
-
-    def _extend_observations(self, offset: int, fragment: Fragment) -> None:
-        n = len(fragment.robot_ns)
+        for name in ("void", "damaged", "gone"):
+            self.steps[name].repeat(value=False, n=len(piece))
         for name, column in self.fields.items():
-            column.extend(fragment.observation[name])
-        self.place["offset"].repeat(offset, n)
-        self.place["row"].extend(np.arange(n))
-        for checked in self.checked.values():
-            checked.repeat(value=False, n=n)
+            column.extend(block.observation[name])
+        self.robot_ns.extend(block.robot_ns)
+        self.piece_of.extend(
+            first_piece + np.repeat(np.arange(len(block), dtype=np.int32), block.rows)
+        )
 
-    def _link(self, episode: Episode, fragment: Fragment, first: int) -> None:
-        """Join the last step of the episode's previous fragment to this one, if it is the next."""
-        if not episode.pieces:
-            return
-        k, row, n = episode.pieces[-1]
-        if k + n == fragment.header.start and not episode.complete:
-            last = row + n - 1
-            self["next_obs"][last] = self["obs"][first]
-            self["next_step"][last] = first
-            self._touch(last)
+    def _link(self, first_piece: int) -> int:
+        """Join each new piece to the one before it, if it is the next; return the lowest change."""
+        pieces = {name: column.data for name, column in self.pieces.items()}
+        episode, final = pieces["episode"][first_piece:], pieces["final"][first_piece:]
+        # Stable: within an episode the order of the log. Then each piece follows the one before.
+        order = np.argsort(episode, kind="stable").astype(np.int32)
+        of = episode[order]
+        fresh = np.concatenate([[True], of[1:] != of[:-1]])
+        prev = np.concatenate([[np.int32(-1)], first_piece + order[:-1]])
+        prev = np.where(fresh, self.last_piece.data[of], prev)
+        # Nothing follows what was final, whether in this block or before it.
+        finals = np.cumsum(final[order])
+        before = finals - final[order]
+        ended = before > np.maximum.accumulate(np.where(fresh, before, 0))
+        ended |= self.complete.data[of]
+        self.pieces["prev"].data[first_piece + order] = prev
+        here = first_piece + order
+        end = pieces["start"][prev] + pieces["steps"][prev]
+        joins = (prev >= 0) & ~ended & (end == pieces["start"][here])
+        last = pieces["row"][prev[joins]] + pieces["steps"][prev[joins]] - 1
+        self["next_obs"][last] = pieces["obs"][here[joins]]
+        self["next_step"][last] = pieces["row"][here[joins]]
+        self.last_piece.data[of] = here  # the last of equal ones stays
+        self.complete.data[of[final[order]]] = True
+        return int(last.min(initial=len(self)))
 
-    def _judge(self, episode: Episode, success: bool | None) -> None:
-        self.success.data[episode.number] = -1 if success is None else int(success)
-        if episode.pieces:
-            self._touch(episode.pieces[0][1])
+    def _extend_ragged(self, block: Block, first: int, first_piece: int) -> None:
+        for extra in block.extras:
+            column = self._extra(extra)
+            column.pad(len(self))
+            rows = first + np.flatnonzero(np.repeat(extra.counts > 0, block.fragments["steps"]))
+            column.values.data[rows] = extra.values
+            column.known.data[rows] = True
+        if block.streams or self.streams:
+            self.streams.extend(self, block, first_piece)
 
-    def _extra(self, name: str, dtype: "np.dtype[Any]", tail: tuple[int, ...]) -> Extra:
-        variants = self.extras.setdefault(name, [])
+    def _extra(self, extra: Ragged) -> Extra:
+        dtype, tail = extra.values.dtype, extra.values.shape[1:]
+        variants = self.extras.setdefault(extra.name, [])
         for variant in variants:
             if variant.values.dtype == dtype and variant.values.data.shape[1:] == tail:
                 return variant
         variants.append(Extra(dtype, tail))
         return variants[-1]
 
+    def _take_verdicts(self, block: Block, episodes: list[Episode], first_piece: int) -> None:
+        """Apply what headers say of steps before them: rewinds and the episode's success."""
+        fragments = block.fragments
+        for i in np.flatnonzero(fragments["void_from"] >= 0).tolist():
+            # Only what was there when this fragment came can have been undone by it.
+            before = int(self.pieces["prev"].data[first_piece + i])
+            low, high = int(fragments["void_from"][i]), int(fragments["start"][i])
+            for _, rows in self._runs(before, low, high):
+                self._touch(rows.start)
+                self["void"][rows] = True
+        for i in np.flatnonzero(fragments["success"] >= 0).tolist():
+            self._judge(episodes[int(fragments["episode"][i])], bool(fragments["success"][i]))
+
+    def _runs(self, last: int, low: int, high: int) -> Iterable[tuple[int, slice]]:
+        pieces = self.pieces
+        found: list[tuple[int, slice]] = []
+        while last >= 0:
+            k, row = int(pieces["start"].data[last]), int(pieces["row"].data[last])
+            start, end = max(low, k), min(high, k + int(pieces["steps"].data[last]))
+            if start < end:
+                found.append((start, slice(row + start - k, row + end - k)))
+            last = int(pieces["prev"].data[last])
+        return found[::-1]
+
+    def _judge(self, episode: Episode, success: bool | None) -> None:
+        self.success.data[episode.number] = -1 if success is None else int(success)
+        if episode.row >= 0:
+            self._touch(episode.row)
+
     def _touch(self, row: int) -> None:
         for watcher in self.watchers:
             watcher.low = min(watcher.low, row)
+
+
+_DERIVED = ("success", "robot_ns", "k", "id")
+
+
+def _starts(counts: Array) -> Array:
+    """Return where each of ``counts`` rows begins."""
+    return np.cumsum(counts) - counts

@@ -19,9 +19,11 @@ import numpy as np
 from user_system.core.errors import ConfigError, DamageError, SpecError
 from user_system.core.interfaces import Draw, NotReady
 from user_system.core.types import Array, Batch
-from user_system.replay import images, layout, mix, walks
+from user_system.replay import layout, mix, walks
+from user_system.replay.arena import Arena
 from user_system.replay.consumed import Consumed
-from user_system.replay.env import Env
+from user_system.replay.env import Env, Txn
+from user_system.replay.frames import Frames
 from user_system.replay.index import Index, Mark
 from user_system.replay.rows import Rows
 from user_system.replay.views import ACTING, BUILT_IN, Members, View
@@ -67,7 +69,7 @@ class ReplayData:
         self._views = views
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._draws = 0
-        self._images_read = 0
+        self._arena = Arena()
         self._start_over()
 
     def draw(self, request: Draw) -> Batch:
@@ -118,7 +120,8 @@ class ReplayData:
 
     def names(self) -> Sequence[str]:
         """Return the names behind the codes of robot, task, run, operator and policy columns."""
-        return list(self._index.names)
+        rows = self._rows()
+        return list(rows.names) if rows is not None else []
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return random state, high-water mark, damage and what was consumed, fit for JSON."""
@@ -147,8 +150,7 @@ class ReplayData:
                 allowed=f"at least {tuple(mark)}",
                 todo="Resume with the store that the checkpoint was made with.",
             )
-        # Checkpoints from before this was kept notice the damage again when they meet it.
-        for name, observations in state.get("damaged", {}).items():
+        for name, observations in state["damaged"].items():
             self._index.rows[name].exclude(np.asarray(observations, np.int64))
         self._rng.bit_generator.state = state["rng"]
         self._consumed.load(state["consumed"])
@@ -159,7 +161,9 @@ class ReplayData:
         return {
             **self._index.stats(),
             "draws": float(self._draws),
-            "images_read": float(self._images_read),
+            "images_read": float(sum(frames.read for frames in self._frames.values())),
+            "images_checked": float(sum(frames.checked for frames in self._frames.values())),
+            "arena_bytes": float(self._arena.nbytes),
             "consumed": float(len(self._consumed)),
         }
 
@@ -167,6 +171,7 @@ class ReplayData:
 
     def _start_over(self) -> None:
         self._index = Index(self._env)
+        self._frames: dict[str, Frames] = {}
         self._member_cache: dict[tuple[str, bool], Members] = {}
         self._complete: dict[tuple[str, bool], tuple[int, Array]] = {}
         self._consumed, self._consumed_episodes = Consumed(), Consumed()
@@ -215,7 +220,7 @@ class ReplayData:
         cached = self._complete.get(key)
         if cached is None or cached[0] != members.generation:
             rows = self._require_rows()
-            numbers = np.unique(rows["episode"][found])
+            numbers = np.unique(rows.of("episode", found))
             cached = members.generation, numbers[rows.complete.data[numbers]]
             self._complete[key] = cached
         return cached[1]
@@ -236,13 +241,19 @@ class ReplayData:
         self._follow()
         parts = {view: n for view, n in mix.counts(request.n, request.mix).items() if n}
         for _ in range(_MAX_DAMAGED_DRAWS):
-            chosen = [choose(view, n) for view, n in parts.items()]
-            walked = [self._walk(view, request, c) for view, c in zip(parts, chosen, strict=True)]
-            batch = self._gather(request, _join(walked))
-            if batch is not None:
-                self._draws += 1
-                return np.concatenate(chosen), batch
-            retry()
+            with self._env.read() as txn:
+                # What was removed since the index was made must not be looked for in this snapshot.
+                if not self._index.outdated(txn):
+                    chosen = [choose(view, n) for view, n in parts.items()]
+                    chains = zip(parts, chosen, strict=True)
+                    walk = _join([self._walk(view, request, c) for view, c in chains])
+                    batch = self._gather(txn, request, walk)
+                    if batch is not None:
+                        self._draws += 1
+                        return np.concatenate(chosen), batch
+                    retry()
+                    continue
+            self._index.refresh(None if self.follow else self._index.mark)
         raise DamageError(
             f"{self._env.path} has too many damaged images to draw from",
             got=self._index.stats()["damaged_steps"],
@@ -258,7 +269,7 @@ class ReplayData:
         segments = ACTING | self._view(view).segments
         return walks.follow(rows, picked, length, segments, cross=request.cross_segments)
 
-    def _gather(self, request: Draw, walk: walks.Walk) -> Batch | None:
+    def _gather(self, txn: Txn, request: Draw, walk: walks.Walk) -> Batch | None:
         """Return the batch of a walk, or None where an image turned out to be damaged."""
         rows = self._require_rows()
         stacked = request.unit in ("window", "episode")
@@ -267,7 +278,7 @@ class ReplayData:
         last = walk.last
         seen = np.where(valid, rows["obs"][first], -1)
         after = rows["next_obs"][last]
-        observed = self._observations(request, rows, seen, after)
+        observed = self._observations(txn, request, rows, seen, after)
         if observed is None:
             return None
         reward = walk.rewards(rows)
@@ -283,23 +294,23 @@ class ReplayData:
             next_observation=observed[1],
             end=rows["end"][last],
             valid=valid,
-            ids=rows["id"][walk.path[:, 0]],
+            ids=rows.of("id", walk.path[:, 0]),
             extras=columns,
         )
 
     def _observations(
-        self, request: Draw, rows: Rows, seen: Array, after: Array
+        self, txn: Txn, request: Draw, rows: Rows, seen: Array, after: Array
     ) -> tuple[dict[str, Array], dict[str, Array]] | None:
         """Return the observations of rows ``seen`` ``[B]`` or ``[B, L]`` (-1: zeros), and after."""
         wanted = _fields(request, rows)
         low = [name for name in wanted if name in rows.fields]
         now = {name: _take(rows.fields[name].data[seen], seen >= 0) for name in low}
         then = {name: np.take(rows.fields[name].data, after, axis=0) for name in low}
-        for camera, name in enumerate(rows.schema.images):
+        for name in rows.schema.images:
             if name not in wanted:
                 continue
             both = np.concatenate([seen.ravel(), after])
-            pixels = self._pixels(rows, camera, name, both)
+            pixels = self._pixels(txn, rows, name, both)
             if pixels is None:
                 return None
             shape = pixels.shape[1:]
@@ -307,33 +318,24 @@ class ReplayData:
             then[name] = pixels[seen.size :]
         return now, then
 
-    def _pixels(self, rows: Rows, camera: int, name: str, places: Array) -> Array | None:
+    def _pixels(self, txn: Txn, rows: Rows, name: str, observations: Array) -> Array | None:
         """Return images of observation rows ``[N]`` (-1: zeros); None: some are damaged."""
-        there = np.flatnonzero(places >= 0)
-        wanted = places[there]
-        found = np.zeros((len(there), *rows.schema.images[name]), np.uint8)
-        at = rows.place["offset"].data[wanted], rows.place["row"].data[wanted]
-        checked = rows.checked[name].data
-        with self._env.read() as txn:
-            table = self._env.table("images")
-            damaged = images.read_into(txn, table, camera, at, checked[wanted], found)
-        self._images_read += len(there)
-        if damaged:
-            gone = rows.exclude(wanted[damaged])
-            log.error(
-                "%d images of %r in %s are damaged: %d steps are left out",
-                len(damaged),
-                name,
-                self._env.path,
-                gone,
-            )
-            return None
-        checked[wanted] = True
-        if len(there) == len(places):
-            return found
-        result = np.zeros((len(places), *found.shape[1:]), np.uint8)
-        result[there] = found
-        return result
+        frames = self._frames.get(rows.schema.id)
+        if frames is None:
+            frames = self._frames[rows.schema.id] = Frames(self._env, rows)
+        out = self._arena.take((len(observations), *rows.schema.images[name]), np.uint8)
+        damaged = frames.fill(txn, name, observations, out)
+        if not len(damaged):
+            return out
+        gone = rows.exclude(damaged)
+        log.error(
+            "%d images of %r in %s are damaged: %d steps are left out",
+            len(damaged),
+            name,
+            self._env.path,
+            gone,
+        )
+        return None
 
 
 def _check(request: Draw) -> None:
@@ -356,11 +358,7 @@ def _fields(request: Draw, rows: Rows) -> Sequence[str]:
 
 def _column(rows: Rows, name: str, at: Array) -> Array:
     """Return a column at rows ``at``; its value there is arbitrary where a row is -1."""
-    if name == "success":
-        return rows.success.data[rows["episode"][at]]
-    if name in rows.steps:
-        return rows[name][at]
-    return rows.extra(name, np.where(at >= 0, at, at.flat[0]))
+    return rows.of(name, np.where(at >= 0, at, at.flat[0]))
 
 
 def _take(values: Array, valid: Array) -> Array:

@@ -1,27 +1,10 @@
-r"""The writer: fragments in, exactly once, on disk before the call returns.
+"""The writer: fragments in, exactly once, on disk before the call returns. See ``tables``."""
 
-Tables::
-
-    log       offset                     -> record: the fragment without its images, checksummed
-    images    offset camera group        -> images of a camera (see ``images``)
-    next      producer \0 epoch          -> the sequence expected; written with the data it counts
-    refused   producer \0 epoch sequence -> why; so that a repeated one gets the same answer
-    labels    number                     -> one late label, checksummed
-    versions  hash of episode, name, version -> hash of what it says, so that a repeat is no news
-    schemas   schema id                  -> shapes of its rows
-    meta      "offset", "label"          -> the next number of ``log`` and ``labels``
-
-Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
-a label, a verdict are later entries that readers apply.
-"""
-
-import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -31,16 +14,18 @@ from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
 from user_system.core.types import Array, Fragment
-from user_system.replay import images
+from user_system.replay import images, mapped, places, tables
 from user_system.replay.env import Env, Txn
+from user_system.replay.keeper import Keeper
+from user_system.replay.ledger import Ledger
+from user_system.replay.retention import Retention
 from user_system.replay.schema import Schema
+from user_system.replay.tables import KIND, TABLES, U64
 
-KIND = "replay"
-TABLES = ("log", "images", "next", "refused", "labels", "versions", "schemas", "meta")
+log_entries = tables.entries
 RESERVED = frozenset(fragments.COLUMNS) - {"reward"}
 """Columns that no label may be called."""
 
-_U64 = struct.Struct(">Q")
 _MAX_NAME = 255
 _MAX_STEPS = 1 << 16
 
@@ -93,6 +78,8 @@ class Store:
     Args:
         path: its directory.
         codecs: image field -> codec; ``raw`` where not named.
+        quota_bytes: of what is stored; the oldest autonomous episodes go first when it is reached.
+            None: the disk is the quota.
 
     Example::
 
@@ -100,8 +87,17 @@ class Store:
             refused = store.append(fragments)
     """
 
-    def __init__(self, path: Path | str, *, codecs: Mapping[str, image_codecs.Codec] | None = None):
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        codecs: Mapping[str, image_codecs.Codec] | None = None,
+        quota_bytes: int | None = None,
+    ):
         self.env = Env(path, KIND, TABLES)
+        self._ledger = Ledger(self.env)
+        self._retention = Retention(self.env, self._ledger, quota_bytes)
+        self._keeper = Keeper(self.env, self._retention)
         self._codecs = dict(codecs or {})
         if unknown := set(self._codecs.values()) - set(image_codecs.CODECS):
             raise ConfigError(
@@ -118,10 +114,12 @@ class Store:
             DamageError: damaged; the message says what and which command helps.
         """
         self.env.open(create=create)
+        self._keeper.start()
         return self
 
     def close(self) -> None:
         """Let go of the directory; safe to repeat."""
+        self._keeper.stop()
         self.env.close()
 
     def __enter__(self) -> "Store":
@@ -139,6 +137,7 @@ class Store:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
         ready = [self._prepare(fragment) for fragment in fragments]
         outcome = self.env.write(lambda txn: self._append(txn, ready))
+        self._keeper.appended(outcome.steps)
         with self._lock:
             self._totals.update(outcome.counts())
         return outcome.refused
@@ -162,9 +161,9 @@ class Store:
         source, found = _source(producer, epoch), []
         with self.env.read() as txn:
             cursor = txn.cursor(self.env.table("refused"))
-            there = cursor.set_range(source + _U64.pack(start))
+            there = cursor.set_range(source + U64.pack(start))
             while there and (key := bytes(cursor.key())).startswith(source):
-                sequence = _U64.unpack(key[-_U64.size :])[0]
+                sequence = U64.unpack(key[-U64.size :])[0]
                 found.append(Refused(producer, epoch, sequence, bytes(cursor.value()).decode()))
                 there = cursor.next()
         return found
@@ -193,8 +192,8 @@ class Store:
         def work(txn: Txn) -> bool:
             if txn.get(of, db=self.env.table("versions")) == says:
                 return False
-            number = self._count(txn, b"label")
-            txn.put(_U64.pack(number), record, db=self.env.table("labels"), append=True)
+            number = tables.count(txn, self.env, "label")
+            txn.put(U64.pack(number), record, db=self.env.table("labels"), append=True)
             txn.put(of, says, db=self.env.table("versions"))
             return True
 
@@ -202,13 +201,30 @@ class Store:
         with self._lock:
             self._totals["appended_labels"] += written
 
+    def delete(self, episode: str, *, who: str, why: str) -> int:
+        """Remove every episode of this id; return how many fragments that were.
+
+        Readers stop serving them before this returns to anybody who asks later; the bytes leave the
+        disk when their pages are used again, or with ``replay compact``. The removal stays in the
+        store's books with who asked for it, and why.
+
+        Raises:
+            SpecError: there is no such episode, or it is being recorded.
+        """
+        return self._retention.delete(episode, who=who, why=why)
+
+    def tend(self) -> None:
+        """Do now what is otherwise done every second: put the log in blocks, make room."""
+        self._keeper.tend()
+
     def stats(self) -> Mapping[str, float]:
         """Return what is stored, what was done since opening, and how the file is."""
         with self.env.read() as txn:
-            stored = {n: self._peek(txn, n.encode()) for n in ("offset", "label")}
+            names = {"fragments": "offset", "labels": "label", "removals": "gone"}
+            stored = {name: tables.peek(txn, self.env, key) for name, key in names.items()}
+            stored["live_bytes"] = self._retention.live_bytes(txn)
         return {
-            "fragments": float(stored["offset"]),
-            "labels": float(stored["label"]),
+            **{name: float(value) for name, value in stored.items()},
             **{name: float(self._totals[name]) for name in _TOTALS},
             **self.env.stats(),
         }
@@ -218,6 +234,7 @@ class Store:
     def _append(self, txn: Txn, ready: Sequence[_Ready]) -> _Outcome:
         """Take what is next of each source. Runs again where the map had to grow: no state."""
         outcome = _Outcome()
+        self._retention.make_room(txn)
         for item in ready:
             header, source = item.fragment.header, item.source
             if not source:
@@ -240,7 +257,7 @@ class Store:
 
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
         """Answer a sequence that was dealt with before as it was answered then."""
-        key = source + _U64.pack(fragment.header.sequence)
+        key = source + U64.pack(fragment.header.sequence)
         why = txn.get(key, db=self.env.table("refused"))
         if why is None:
             outcome.duplicates += 1
@@ -248,9 +265,9 @@ class Store:
             outcome.refused.append(_refused(fragment, bytes(why).decode()))
 
     def _refuse(self, txn: Txn, source: bytes, refused: Refused) -> None:
-        key = source + _U64.pack(refused.sequence)
+        key = source + U64.pack(refused.sequence)
         txn.put(key, refused.reason.encode(), db=self.env.table("refused"))
-        txn.put(source, _U64.pack(refused.sequence + 1), db=self.env.table("next"))
+        txn.put(source, U64.pack(refused.sequence + 1), db=self.env.table("next"))
 
     def _unlike(self, txn: Txn, item: _Ready) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
@@ -269,26 +286,31 @@ class Store:
         return ""
 
     def _put(self, txn: Txn, source: bytes, item: _Ready) -> None:
-        offset = self._count(txn, b"offset")
-        txn.put(_U64.pack(offset), item.record, db=self.env.table("log"), append=True)
+        offset = tables.count(txn, self.env, "offset")
+        txn.put(U64.pack(offset), item.record, db=self.env.table("log"), append=True)
         for camera, group, value in item.images:
             key = images.key(offset, camera, group)
             txn.put(key, value, db=self.env.table("images"), append=True)
-        following = _U64.pack(item.fragment.header.sequence + 1)
+        self._note_places(txn, offset, item)
+        size = len(item.record) + sum(len(value) for _, _, value in item.images)
+        self._ledger.add(txn, offset, item.fragment, size)
+        following = U64.pack(item.fragment.header.sequence + 1)
         txn.put(source, following, db=self.env.table("next"))
+
+    def _note_places(self, txn: Txn, offset: int, item: _Ready) -> None:
+        """Write down where the images lie, while their pages are at hand."""
+        found, table = [], self.env.table("images")
+        for camera, group, _ in item.images:
+            value = txn.get(images.key(offset, camera, group), db=table)
+            at = mapped.position(value)
+            found.append(places.of(camera, group, images.Group.parse(value), at))
+        if found:
+            data = places.encode(found)
+            txn.put(U64.pack(offset), data, db=self.env.table("places"), append=True)
 
     def _expected(self, txn: Txn, source: bytes) -> int:
         stored = txn.get(source, db=self.env.table("next"))
-        return 0 if stored is None else int(_U64.unpack(stored)[0])
-
-    def _peek(self, txn: Txn, name: bytes) -> int:
-        stored = txn.get(name, db=self.env.table("meta"))
-        return 0 if stored is None else int(_U64.unpack(stored)[0])
-
-    def _count(self, txn: Txn, name: bytes) -> int:
-        number = self._peek(txn, name)
-        txn.put(name, _U64.pack(number + 1), db=self.env.table("meta"))
-        return number
+        return 0 if stored is None else int(U64.unpack(stored)[0])
 
     # --- before it -------------------------------------------------------------------------------
 
@@ -318,7 +340,7 @@ def _source(producer: str, epoch: int) -> bytes:
         raise SpecError(
             "not a source", got=(producer[:80], epoch), allowed=f"a name of <= {_MAX_NAME} bytes"
         )
-    return name + b"\0" + _U64.pack(epoch)
+    return name + b"\0" + U64.pack(epoch)
 
 
 def _check_size(fragment: Fragment) -> None:
@@ -341,12 +363,3 @@ def _label_blocks(name: str, values: Array | None) -> dict[str, Array]:
         got = None if values is None else (values.dtype, values.shape)
         raise SpecError(f"label {name!r}", got=got, allowed="numbers [T], one per step")
     return {"values": values.astype(np.float32)}
-
-
-def log_entries(txn: Txn, env: Env, table: str, start: int) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of ``log`` or ``labels`` from ``start`` on, in order."""
-    cursor = txn.cursor(env.table(table))
-    there = cursor.set_range(_U64.pack(start))
-    while there:
-        yield _U64.unpack(cursor.key())[0], cursor.value()
-        there = cursor.next()

@@ -16,7 +16,8 @@ from typing import Any
 
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, StoreError, UserSystemError
-from user_system.replay import images, layout, probe, queue, store
+from user_system.replay import images, layout, places, probe, queue, tables
+from user_system.replay.blocks import Block
 from user_system.replay.env import Env
 from user_system.replay.schema import Schema
 
@@ -69,7 +70,7 @@ def inspect(path: Path) -> probe.Findings:
     layout.missing_pages(path)
     records = pictures = size = 0
     damaged: list[str] = []
-    env = Env(path, kind, tables, readonly=True, careful=False).open()
+    env = Env(path, kind, tables, readonly=True, ahead=True, careful=False).open()
     try:
         for table, check in checks.items():
             for key, value in _entries(env, table):
@@ -114,11 +115,22 @@ def _check_label(key: bytes, value: Any) -> int:
     return 0
 
 
+def _check_block(key: bytes, value: Any) -> int:
+    Block.decode(value)
+    return 0
+
+
+def _check_places(key: bytes, value: Any) -> int:
+    for _ in places.decode(value):
+        pass
+    return 0
+
+
 def _check_images(key: bytes, value: Any) -> int:
     group = images.Group.parse(value)
-    for i in range(len(group.starts)):
-        group.bytes(i, check=True)
-    return len(group.starts)
+    for i in range(len(group)):
+        group.bytes(i)
+    return len(group)
 
 
 def _check_schema(key: bytes, value: Any) -> int:
@@ -137,12 +149,15 @@ def _check_nothing(key: bytes, value: Any) -> int:
 
 
 _KINDS: Mapping[str, tuple[Sequence[str], Mapping[str, Check]]] = {
-    store.KIND: (
-        store.TABLES,
-        dict.fromkeys(store.TABLES, _check_nothing)
+    tables.KIND: (
+        tables.TABLES,
+        dict.fromkeys(tables.TABLES, _check_nothing)
         | {
             "log": _check_record,
             "labels": _check_label,
+            "gone": _check_label,
+            "columns": _check_block,
+            "places": _check_places,
             "images": _check_images,
             "schemas": _check_schema,
         },

@@ -74,21 +74,25 @@ class View:
         if not include_void:
             mask &= ~rows["void"][low:]
         mask &= _table(self.segments)[rows["segment"][low:]]
-        mask &= _table(self.purposes)[rows["purpose"][low:]]
-        for column, wanted in (
-            ("robot", self.robots),
-            ("task", self.tasks),
-            ("operator", self.operators),
-            ("run", self.runs),
-        ):
-            if wanted:
-                mask &= np.isin(rows[column][low:], rows.names.find(wanted))
-        if self.success is not None:
-            mask &= (rows.success.data == int(self.success))[rows["episode"][low:]]
+        # What is the same for a whole fragment or episode is decided there, then spread.
+        mask &= self._pieces(rows)[rows["piece"][low:]]
         if self.min_version is not None:
             mask &= rows["version"][low:] >= self.min_version
         if self.max_version is not None:
             mask &= rows["version"][low:] <= self.max_version
+        if self.operators:
+            mask &= np.isin(rows["operator"][low:], rows.names.find(self.operators))
+        return mask
+
+    def _pieces(self, rows: Rows) -> Array:
+        """Return for each piece whether its fragment and episode may be shown."""
+        pieces = {name: column.data for name, column in rows.pieces.items()}
+        mask: Array = _table(self.purposes)[pieces["purpose"]]
+        for column, wanted in (("robot", self.robots), ("task", self.tasks), ("run", self.runs)):
+            if wanted:
+                mask &= np.isin(pieces[column], rows.names.find(wanted))
+        if self.success is not None:
+            mask &= (rows.success.data == int(self.success))[pieces["episode"]]
         return mask
 
 

@@ -59,7 +59,11 @@ def follow(
         before = path[:, i - 1]
         step = np.where(before >= 0, rows["next_step"][before], -1)
         ok = (step >= 0) & (rows["next_obs"][step] >= 0) & ~np.isnan(rows["reward"][step])
-        ok &= ~rows["damaged"][step] & (rows["void"][step] == rows["void"][before])
+        ok &= (
+            ~rows["damaged"][step]
+            & ~rows["gone"][step]
+            & (rows["void"][step] == rows["void"][before])
+        )
         segment = rows["segment"][step]
         ok &= allowed[segment] if cross else segment == rows["segment"][before]
         path[:, i] = np.where(ok, step, -1)
@@ -68,7 +72,7 @@ def follow(
 
 def whole(rows: Rows, members: Array, episodes: Array) -> Walk:
     """Return for each of ``episodes`` ``[B]`` its steps among ``members``, in order ``[B, L]``."""
-    numbers = rows["episode"][members]
+    numbers = rows.of("episode", members)
     # Stable, and members are in log order, which is the order of steps within an episode.
     order = np.argsort(numbers, kind="stable")
     starts = np.searchsorted(numbers[order], episodes)

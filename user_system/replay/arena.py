@@ -1,0 +1,52 @@
+"""Large arrays that are used again once nobody holds them.
+
+A batch of images is fifty megabytes. Asking the system for it anew each time costs more than
+filling it: every page of fresh memory is a fault. So memory that a batch was made in is filled
+again, but only when neither the batch nor any view of it is left; whoever keeps a batch keeps it
+unchanged, and makes the next one take fresh memory.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from user_system.core.types import Array
+
+T = TypeVar("T", bound=np.generic)
+
+_FREE = 3
+"""References to a base that nobody uses: our list, the variable of the loop, the question."""
+
+_KEPT = 8
+"""Bases kept, used or not."""
+
+
+class Arena:
+    """Memory for arrays. For one thread; arrays may go to others."""
+
+    def __init__(self) -> None:
+        self._bases: list[NDArray[np.uint8]] = []
+
+    def take(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        """Return an array of ``shape`` with arbitrary contents."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        base = self._free(size)
+        view: Array = base[:size].view(dtype).reshape(shape)
+        return view
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(base.nbytes for base in self._bases)
+
+    def _free(self, size: int) -> NDArray[np.uint8]:
+        for base in self._bases:
+            # At most twice as large, or a small batch would hold the memory of a large one.
+            if size <= base.nbytes <= 2 * size and sys.getrefcount(base) == _FREE:
+                return base
+        fresh = np.empty(size, np.uint8)
+        self._bases = [*self._bases[-_KEPT + 1 :], fresh]
+        return fresh

@@ -1,0 +1,234 @@
+"""Images of one schema's observations, copied from the store into batches.
+
+The first time an image is wanted its checksum is made and compared; from then on it is known where
+its bytes lie in the file, and they are copied from LMDB's map without asking LMDB. What is served
+was checked once since the store was opened.
+
+Copies from the map are as fast as from any memory while the file is in the page cache; where it is
+not, each 4 KiB of it is a fault of its own. So what is touched for the first time, and what was
+found to be cold, is asked for ahead of time and read with ``pread``.
+"""
+
+import logging
+import resource
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from user_system.codec import images as codecs
+from user_system.core.errors import DamageError, StoreError
+from user_system.core.types import Array
+from user_system.replay import images, mapped, places, tables
+from user_system.replay.columns import Column
+from user_system.replay.env import Env, Txn
+from user_system.replay.places import Place
+from user_system.replay.rows import Rows
+
+log = logging.getLogger(__name__)
+
+_STAY_COLD = 64
+"""Fills that read with ``pread`` after one that had to wait for the disk."""
+
+
+class _Piece(NamedTuple):
+    """One encoded image of one destination."""
+
+    slot: int
+    position: int
+    length: int
+    codec: codecs.Codec
+    checksum: int | None
+    """None: it was right before."""
+
+
+class _Camera:
+    """Where the images of one camera lie, by observation row."""
+
+    def __init__(self, number: int, shape: tuple[int, ...]):
+        self.number = number
+        self.shape = shape
+        self.size = int(np.prod(shape))
+        self.position = Column("int64")
+        """In the file; -1: not looked at yet."""
+        self.length = Column("int32")
+        self.codec = Column("uint8")
+
+    def pad(self, rows: int) -> None:
+        self.position.pad(rows, -1)
+        self.length.pad(rows, 0)
+        self.codec.pad(rows, 0)
+
+
+Find = Callable[[Txn, _Camera, int, int], Place | None]
+"""Returns where group ``group`` of the fragment at ``offset`` lies; None: nowhere."""
+
+
+class Frames:
+    """Reads images of ``rows``. For one thread.
+
+    Args:
+        env: the open store.
+        rows: whose observations have images.
+    """
+
+    def __init__(self, env: Env, rows: Rows):
+        self._env = env
+        self._rows = rows
+        self._cameras = {
+            name: _Camera(i, shape) for i, (name, shape) in enumerate(rows.schema.images.items())
+        }
+        self._cold = 0
+        self.read = 0
+        """Images served."""
+        self.checked = 0
+        """Of these, those whose checksum was made."""
+
+    def fill(self, txn: Txn, name: str, rows: Array, out: Array) -> Array:
+        """Copy the images of observation ``rows`` ``[N]`` to ``out`` ``[N, H, W, C]``.
+
+        Args:
+            txn: a snapshot in which all of them are stored.
+            name: the image field.
+            rows: -1 stands for no observation: zeros.
+            out: contiguous.
+
+        Returns:
+            Those of ``rows`` whose images are damaged; what ``out`` holds for them is arbitrary.
+        """
+        camera = self._cameras[name]
+        camera.pad(len(self._rows.robot_ns))
+        position = camera.position.data[rows]
+        missing = rows < 0
+        if missing.any():
+            out[missing] = 0
+        fresh = np.flatnonzero((position < 0) & ~missing)
+        known = np.flatnonzero((position >= 0) & ~missing)
+        self.read += len(fresh) + len(known)
+        self._copy(txn, camera, rows, known[np.argsort(position[known])], out)
+        if not len(fresh):
+            return fresh
+        return rows[self._check(txn, camera, rows, fresh, out)]
+
+    # --- known ones ------------------------------------------------------------------------------
+
+    def _copy(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> None:
+        """Copy images whose checksum was right; in the order of the file, so neighbours share."""
+        at = rows[slots]
+        if camera.codec.data[at].any():
+            self._decode(self._env.whole(txn), camera, at, slots, out)
+        elif self._cold:
+            self._cold -= 1
+            pieces = zip(slots.tolist(), camera.position.data[at].tolist(), strict=True)
+            self._pull([_Piece(s, p, camera.size, "raw", None) for s, p in pieces], camera, out)
+        else:
+            waited = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+            _copy_raw(self._env.whole(txn), camera.size, slots, camera.position.data[at], out)
+            if resource.getrusage(resource.RUSAGE_THREAD).ru_majflt != waited:
+                self._cold = _STAY_COLD
+
+    def _decode(
+        self, source: memoryview, camera: _Camera, at: Array, slots: Array, out: Array
+    ) -> None:
+        columns = (camera.position, camera.length, camera.codec)
+        values = (column.data[at].tolist() for column in columns)
+        for slot, start, length, codec in zip(slots.tolist(), *values, strict=True):
+            data = source[start : start + length]
+            out[slot] = codecs.decode(data, codecs.CODECS[codec], camera.shape)
+
+    # --- those wanted for the first time ---------------------------------------------------------
+
+    def _check(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> Array:
+        """Read and check images; remember where the sound ones lie; return slots of the others."""
+        pieces, lost = self._locate(txn, camera, rows, slots, self._noted)
+        wrong = self._pull(pieces, camera, out)
+        if again := sorted(lost | wrong):
+            # What the places say is wrong: ask for the values themselves.
+            more, lost = self._locate(txn, camera, rows, np.array(again), self._stored)
+            wrong = self._pull(more, camera, out)
+            pieces = [piece for piece in pieces if piece.slot not in again] + more
+        damaged = lost | wrong
+        self.checked += len(pieces)
+        for piece in pieces:
+            if piece.slot not in damaged:
+                row = rows[piece.slot]
+                camera.position.data[row] = piece.position
+                camera.length.data[row] = piece.length
+                camera.codec.data[row] = codecs.CODECS.index(piece.codec)
+        return np.array(sorted(damaged), np.int64)
+
+    def _locate(
+        self, txn: Txn, camera: _Camera, rows: Array, slots: Array, find: Find
+    ) -> tuple[list[_Piece], set[int]]:
+        """Return where the images of ``slots`` lie, in the order of the file, and the lost ones."""
+        piece = self._rows.piece_of.data[rows[slots]]
+        within = rows[slots] - self._rows.pieces["obs"].data[piece]
+        offsets = self._rows.pieces["offset"].data[piece].tolist()
+        groups, indexes = np.divmod(within, images.per_group(camera.shape))
+        known: dict[tuple[int, int], Place | None] = {}
+        pieces: list[_Piece] = []
+        lost: set[int] = set()
+        columns = (groups.tolist(), indexes.tolist(), slots.tolist())
+        for offset, group, index, slot in zip(offsets, *columns, strict=True):
+            at = offset, group
+            if at not in known:
+                known[at] = find(txn, camera, *at)
+            place = known[at]
+            if place is None or index >= len(place.starts):
+                lost.add(slot)
+                continue
+            figures = (int(v[index]) for v in (place.starts, place.lengths, place.checksums))
+            start, length, checksum = figures
+            pieces.append(_Piece(slot, start, length, place.codec, checksum))
+        return sorted(pieces, key=lambda piece: piece.position), lost
+
+    def _noted(self, txn: Txn, camera: _Camera, offset: int, group: int) -> Place | None:
+        """Return where the writer noted that a group lies."""
+        data = txn.get(tables.U64.pack(offset), db=self._env.table("places"))
+        try:
+            found = () if data is None else places.decode(data)
+            for place in found:
+                if (place.camera, place.group) == (camera.number, group):
+                    return place
+        except DamageError as error:
+            log.warning("places of fragment %d are damaged: %s", offset, error)
+        return None
+
+    def _stored(self, txn: Txn, camera: _Camera, offset: int, group: int) -> Place | None:
+        """Return where LMDB finds a group; reads all of its pages."""
+        value = txn.get(images.key(offset, camera.number, group), db=self._env.table("images"))
+        try:
+            found = images.parse(value, camera.shape)
+            return places.of(camera.number, group, found, mapped.position(value))
+        except (DamageError, StoreError) as error:
+            log.warning("images %d of fragment %d are damaged: %s", group, offset, error)
+            return None
+
+    def _pull(self, pieces: Sequence[_Piece], camera: _Camera, out: Array) -> set[int]:
+        """Read images with ``pread`` into their slots; return the slots of those that are wrong."""
+        for piece in pieces:
+            self._env.file.ask(piece.position, piece.length)
+        return {piece.slot for piece in pieces if not self._pull_one(piece, camera, out)}
+
+    def _pull_one(self, piece: _Piece, camera: _Camera, out: Array) -> bool:
+        """Read one image into its slot; return whether it is what was written."""
+        raw = piece.codec == "raw"
+        data = out[piece.slot].reshape(-1).data if raw else memoryview(bytearray(piece.length))
+        if len(data) != piece.length:
+            return False
+        if not self._env.file.read_into(data, piece.position):
+            return False
+        if piece.checksum is not None and codecs.checksum(data) != piece.checksum:
+            return False
+        if not raw:
+            try:
+                out[piece.slot] = codecs.decode(data, piece.codec, camera.shape)
+            except DamageError:
+                return False
+        return True
+
+
+def _copy_raw(source: memoryview, size: int, slots: Array, positions: Array, out: Array) -> None:
+    target = out.reshape(-1).data
+    for to, start in zip((slots * size).tolist(), positions.tolist(), strict=True):
+        target[to : to + size] = source[start : start + size]

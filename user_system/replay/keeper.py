@@ -1,0 +1,104 @@
+"""What a writer does beside writing: it puts the log into blocks, so that readers start fast."""
+
+import logging
+import threading
+
+from user_system.core.errors import UserSystemError
+from user_system.replay import tables
+from user_system.replay.blocks import Block
+from user_system.replay.env import Env, Txn
+from user_system.replay.index import read_fragments
+from user_system.replay.retention import Retention
+
+log = logging.getLogger(__name__)
+
+BLOCK_STEPS = 4096
+"""Steps that share a block: a few megabytes, of which none is ever written twice."""
+
+_PERIOD_S = 1.0
+
+
+class Keeper:
+    """A thread beside one writer.
+
+    Args:
+        env: the writer's environment.
+        retention: what makes room.
+    """
+
+    def __init__(self, env: Env, retention: Retention):
+        self._env = env
+        self._retention = retention
+        self._steps = 0
+        self._due = threading.Event()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to look after the store."""
+        self._over.clear()
+        self._due.set()  # what a killed writer left undone
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; safe to repeat."""
+        self._over.set()
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def appended(self, steps: int) -> None:
+        """Count steps that were stored."""
+        self._steps += steps
+        if self._steps >= BLOCK_STEPS:
+            self._due.set()
+
+    def tend(self) -> None:
+        """Put into blocks what is enough for one."""
+        with self._lock:
+            self._steps = 0
+            while not self._over.is_set() and self._seal():
+                pass
+
+    def _run(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._over.is_set():
+                return
+            try:
+                self.tend()
+            except UserSystemError as error:
+                # Nothing is lost: readers go on with the log itself, and an append tries again.
+                log.error("%s could not be put into blocks: %s", self._env.path, error)
+                self._over.wait(_PERIOD_S)
+
+    def _seal(self) -> bool:
+        """Make the next blocks where there are steps enough; return whether there may be more."""
+        with self._env.read() as txn:
+            start = tables.blocked(txn, self._env)
+            stop = tables.peek(txn, self._env, "offset")
+        found, steps = [], 0
+        for offset, fragment in read_fragments(self._env, start, stop):
+            found.append((offset, fragment))
+            steps += len(fragment)
+            if steps >= BLOCK_STEPS:
+                break
+        if steps < BLOCK_STEPS:
+            return False
+        end = found[-1][0] + 1
+        schemas = sorted({fragment.header.schema for _, fragment in found})
+        blocks = [
+            Block.of([e for e in found if e[1].header.schema == schema]).encode()
+            for schema in schemas
+        ]
+
+        def work(txn: Txn) -> None:
+            for part, block in enumerate(blocks):
+                tables.put_block(txn, self._env, start, part, end, block)
+
+        self._env.write(work)
+        return True

@@ -1,0 +1,176 @@
+r"""Who holds how much of a store, and who has to go first when it is full.
+
+Tables::
+
+    episodes  key                    -> first and last offset, fragments, bytes, segments, flags,
+                                        rank, then producer \0 epoch \0 episode
+    pieces    key offset             -> bytes of one fragment, images included
+    order     rank first-offset      -> key: the front of it goes first
+    live      producer               -> key of the episode that it is recording
+
+``key`` is a hash of (producer, epoch, episode). Episodes go as a whole, the oldest of the lowest
+rank first: what a robot did by itself goes before what a person corrected, and that before
+demonstrations. An episode that is still being recorded never goes.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from user_system.core.types import Fragment, FragmentHeader, Segment
+from user_system.replay.env import Env, Txn
+from user_system.replay.tables import U64
+
+_ENTRY = struct.Struct("<QQIQHBB")
+_SIZE = struct.Struct("<Q")
+_RANK = struct.Struct(">BQ")
+_KEY_BYTES = 16
+
+COMPLETE, LIVE = 1, 2
+_RECORDING = 255
+"""Rank of an episode that is being recorded: behind all others."""
+
+_HELPED = (1 << Segment.RECOVERY) | (1 << Segment.CORRECTION)
+
+
+class Entry(NamedTuple):
+    """What the ledger knows of an episode."""
+
+    first: int
+    last: int
+    fragments: int
+    size: int
+    """Bytes of its records and images."""
+    segments: int
+    """Bit ``1 << Segment`` of each segment that it has a step of."""
+    flags: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One episode in the store."""
+
+    key: bytes
+    producer: str
+    epoch: int
+    episode: str
+    entry: Entry
+
+
+def key_of(producer: str, epoch: int, episode: str) -> bytes:
+    """Return the key of an episode."""
+    return xxhash.xxh3_128_digest("\0".join((producer, str(epoch), episode)).encode())
+
+
+def rank(segments: int) -> int:
+    """Return when an episode with these segments has to go: 0 first, 2 last."""
+    if segments >> Segment.DEMO & 1:
+        return 2
+    return 1 if segments & _HELPED else 0
+
+
+class Ledger:
+    """Books of one store; every method works inside the caller's transaction and keeps no state."""
+
+    def __init__(self, env: Env):
+        self._env = env
+
+    def add(self, txn: Txn, offset: int, fragment: Fragment, size: int) -> None:
+        """Enter one fragment that was stored at ``offset``."""
+        header = fragment.header
+        key = key_of(header.producer, header.epoch, header.episode)
+        segments = int(np.bitwise_or.reduce(1 << fragment.segment.astype(np.uint16)))
+        old = self._get(txn, key)
+        if old is None:
+            self._begin(txn, header, key)
+            old = Entry(offset, offset, 0, 0, 0, LIVE, _RECORDING)
+        flags = COMPLETE if fragment.final or old.flags & COMPLETE else old.flags
+        new = Entry(
+            old.first,
+            offset,
+            old.fragments + 1,
+            old.size + size,
+            old.segments | segments,
+            flags,
+            _RECORDING if flags & LIVE else rank(old.segments | segments),
+        )
+        name = "\0".join((header.producer, str(header.epoch), header.episode)).encode()
+        self._put(txn, key, new, name, None if old.fragments == 0 else old.rank)
+        txn.put(key + U64.pack(offset), _SIZE.pack(size), db=self._env.table("pieces"))
+
+    def remove(self, txn: Txn, key: bytes) -> list[int]:
+        """Strike an episode out; return the offsets of its fragments."""
+        entry = self._get(txn, key)
+        if entry is None:
+            return []
+        offsets = []
+        pieces = self._env.table("pieces")
+        cursor = txn.cursor(pieces)
+        there = cursor.set_range(key)
+        while there and bytes(cursor.key()[:_KEY_BYTES]) == key:
+            offsets.append(int(U64.unpack(cursor.key()[_KEY_BYTES:])[0]))
+            there = cursor.next()
+        for offset in offsets:
+            txn.delete(key + U64.pack(offset), db=pieces)
+        txn.delete(_RANK.pack(entry.rank, entry.first), db=self._env.table("order"))
+        txn.delete(key, db=self._env.table("episodes"))
+        return offsets
+
+    def oldest(self, txn: Txn, size: int) -> Sequence[bytes]:
+        """Return keys of the episodes to remove next, until they hold ``size`` bytes.
+
+        Fewer where none may go.
+        """
+        found: list[bytes] = []
+        cursor = txn.cursor(self._env.table("order"))
+        there = cursor.first()
+        while there and size > 0 and _RANK.unpack(cursor.key())[0] != _RECORDING:
+            key = bytes(cursor.value())
+            entry = self._get(txn, key)
+            found.append(key)
+            size -= 0 if entry is None else entry.size
+            there = cursor.next()
+        return found
+
+    def held(self, txn: Txn) -> Iterator[Held]:
+        """Yield every episode."""
+        cursor = txn.cursor(self._env.table("episodes"))
+        there = cursor.first()
+        while there:
+            value = bytes(cursor.value())
+            producer, epoch, episode = value[_ENTRY.size :].decode().split("\0", 2)
+            entry = Entry(*_ENTRY.unpack_from(value))
+            yield Held(bytes(cursor.key()), producer, int(epoch), episode, entry)
+            there = cursor.next()
+
+    def _begin(self, txn: Txn, header: FragmentHeader, key: bytes) -> None:
+        """Note which episode a producer records; what it recorded before is over, ended or not."""
+        table, producer = self._env.table("live"), header.producer.encode()
+        before = txn.get(producer, db=table)
+        txn.put(producer, key, db=table)
+        if before is None:
+            return
+        before = bytes(before)
+        entry = self._get(txn, before)
+        if entry is not None and entry.flags & LIVE:
+            value = bytes(txn.get(before, db=self._env.table("episodes")))
+            over = entry._replace(flags=entry.flags & ~LIVE, rank=rank(entry.segments))
+            self._put(txn, before, over, value[_ENTRY.size :], entry.rank)
+
+    def _get(self, txn: Txn, key: bytes) -> Entry | None:
+        value = txn.get(key, db=self._env.table("episodes"))
+        return None if value is None else Entry(*_ENTRY.unpack_from(value))
+
+    def _put(self, txn: Txn, key: bytes, entry: Entry, name: bytes, old_rank: int | None) -> None:
+        txn.put(key, _ENTRY.pack(*entry) + name, db=self._env.table("episodes"))
+        if old_rank == entry.rank:
+            return
+        order = self._env.table("order")
+        if old_rank is not None:
+            txn.delete(_RANK.pack(old_rank, entry.first), db=order)
+        txn.put(_RANK.pack(entry.rank, entry.first), key, db=order)

@@ -1,0 +1,78 @@
+"""Where the images of one fragment lie: written with them, so that readers need not look.
+
+One value per fragment of the table ``places``::
+
+    0   8   xxh3-64 of the rest
+    8   ..  per group of images: camera, group, codec, position of the value in the file
+            and of its first image in the value, number of images,
+            then length and checksum of each image
+
+A place is a hint that is checked: the checksum of an image is compared before it is served, and
+where it does not match, the value itself is asked for.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from user_system.codec import images as codecs
+from user_system.core.errors import DamageError
+from user_system.core.types import Array
+from user_system.replay import images
+
+_SUM = struct.Struct("<Q")
+_GROUP = struct.Struct("<HHHHQI")
+
+
+class Place(NamedTuple):
+    """Where one group of images lies."""
+
+    camera: int
+    group: int
+    codec: codecs.Codec
+    starts: Array
+    """Position in the file of each image ``[n]`` int64."""
+    lengths: Array
+    checksums: Array
+
+
+def of(camera: int, number: int, group: images.Group, position: int) -> Place:
+    """Return the place of a parsed group whose value lies at ``position``."""
+    starts = position + group.starts.astype(np.int64)
+    return Place(camera, number, group.codec, starts, group.lengths, group.checksums)
+
+
+def encode(places: Sequence[Place]) -> bytes:
+    """Return what ``decode`` reads."""
+    parts = []
+    for place in places:
+        codec, first = codecs.CODECS.index(place.codec), int(place.starts[0])
+        count = len(place.starts)
+        parts.append(_GROUP.pack(place.camera, place.group, codec, count, first, 0))
+        table = np.empty(count, images.ENTRY)
+        table["length"], table["checksum"] = place.lengths, place.checksums
+        parts.append(table.tobytes())
+    body = b"".join(parts)
+    return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
+
+
+def decode(data: memoryview) -> Iterator[Place]:
+    """Yield the places in ``data``.
+
+    Raises:
+        DamageError: this is not what ``encode`` wrote.
+    """
+    if len(data) < _SUM.size or xxhash.xxh3_64_intdigest(data[8:]) != _SUM.unpack_from(data)[0]:
+        raise DamageError("places are damaged", got=len(data))
+    at = _SUM.size
+    while at < len(data):
+        camera, group, codec, count, first, _ = _GROUP.unpack_from(data, at)
+        at += _GROUP.size
+        table = np.frombuffer(data, images.ENTRY, count, at)
+        at += count * images.ENTRY.itemsize
+        ends = first + np.cumsum(table["length"], dtype=np.int64)
+        starts = ends - table["length"]
+        yield Place(camera, group, codecs.CODECS[codec], starts, table["length"], table["checksum"])

@@ -1,0 +1,121 @@
+"""What leaves a store, and how: by quota, or because an engineer said so.
+
+A removal is one transaction: the records and images go, and an entry of the table ``gone`` says
+which, why and by whom, so that no reader serves them again. LMDB uses their pages again once no
+reader's snapshot is older; the file does not shrink.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from user_system.codec import arrays
+from user_system.core.errors import SpecError, StoreError
+from user_system.replay import images, places, tables
+from user_system.replay.env import Env, Txn
+from user_system.replay.ledger import LIVE, Ledger
+from user_system.replay.tables import U64
+
+log = logging.getLogger(__name__)
+
+_ROOM = 0.02
+"""Share of the quota that is made free at once: small enough for one transaction, large enough that
+it is not needed with each append."""
+
+_MOST_AT_ONCE = 256 << 20
+"""Bytes removed in one transaction, or those who wait for an ack would notice."""
+
+
+class Retention:
+    """Keeps one store within its quota.
+
+    Args:
+        env: the writer's environment.
+        ledger: its books.
+        quota_bytes: None: no limit but the disk's.
+    """
+
+    def __init__(self, env: Env, ledger: Ledger, quota_bytes: int | None):
+        self._env = env
+        self._ledger = ledger
+        self._quota = quota_bytes
+
+    def live_bytes(self, txn: Txn) -> int:
+        """Return the bytes of all pages that hold something."""
+        return self._env.used(txn)
+
+    def make_room(self, txn: Txn) -> None:
+        """Remove the oldest episodes of the lowest rank where the quota is reached.
+
+        Raises:
+            StoreError: it is reached, and nothing that is left may go.
+        """
+        if self._quota is None:
+            return
+        excess = self.live_bytes(txn) - int(self._quota * (1 - _ROOM))
+        if excess <= 0:
+            return
+        wanted = min(excess + int(self._quota * _ROOM), _MOST_AT_ONCE)
+        keys = self._ledger.oldest(txn, wanted)
+        self.remove(txn, keys, who="retention", why=f"quota of {self._quota} bytes")
+        if not keys and self.live_bytes(txn) > self._quota:
+            raise StoreError(
+                f"{self._env.path} has reached its quota, and all it holds is being recorded",
+                got=f"{self.live_bytes(txn) >> 20} MiB",
+                allowed=f"{self._quota >> 20} MiB",
+                todo="Give the replay a larger quota.",
+            )
+
+    def delete(self, episode: str, *, who: str, why: str) -> int:
+        """Remove every episode of this id; see ``Store.delete``."""
+
+        def work(txn: Txn) -> int:
+            held = [h for h in self._ledger.held(txn) if h.episode == episode]
+            if not held:
+                raise SpecError("no such episode", got=episode, todo="`replay stats` lists them.")
+            if any(h.entry.flags & LIVE and not h.entry.flags & 1 for h in held):
+                raise SpecError(
+                    "episode is being recorded", got=episode, todo="Wait until it has ended."
+                )
+            return len(self.remove(txn, [h.key for h in held], who=who, why=why))
+
+        return self._env.write(work)
+
+    def remove(self, txn: Txn, keys: Sequence[bytes], *, who: str, why: str) -> list[int]:
+        """Remove episodes by their keys in the ledger; return the offsets of their fragments."""
+        offsets = sorted(offset for key in keys for offset in self._ledger.remove(txn, key))
+        for offset in offsets:
+            txn.delete(U64.pack(offset), db=self._env.table("log"))
+            self._remove_images(txn, offset)
+        if offsets:
+            number = tables.count(txn, self._env, "gone")
+            meta: dict[str, arrays.Json] = {"who": who, "why": why, "episodes": len(keys)}
+            meta["wall_ns"] = time.time_ns()
+            record = arrays.pack(meta, {"offsets": np.array(offsets, np.uint64)})
+            txn.put(U64.pack(number), record, db=self._env.table("gone"), append=True)
+            self._remove_blocks(txn)
+        return offsets
+
+    def _remove_images(self, txn: Txn, offset: int) -> None:
+        key, table = U64.pack(offset), self._env.table("places")
+        data = txn.get(key, db=table)
+        if data is None:
+            return
+        # By name: a cursor would read what it walks over, from disk where need be.
+        for place in list(places.decode(data)):
+            name = images.key(offset, place.camera, place.group)
+            txn.delete(name, db=self._env.table("images"))
+        txn.delete(key, db=table)
+
+    def _remove_blocks(self, txn: Txn) -> None:
+        """Remove the oldest blocks as long as nothing is left of what they repeat."""
+        first = next(tables.entries(txn, self._env, "log", 0), None)
+        lowest = tables.peek(txn, self._env, "offset") if first is None else first[0]
+        while (start := tables.next_block(txn, self._env, 0)) < 1 << 63:
+            end = max(place.end for place in tables.blocks(txn, self._env, start))
+            # The newest stays: it says how far the log is in blocks.
+            if end > lowest or end == tables.blocked(txn, self._env):
+                return
+            tables.remove_blocks(txn, self._env, start)

@@ -1,0 +1,132 @@
+r"""The tables of a store, their keys, and how each is walked.
+
+::
+
+    log       offset                     -> record: the fragment without its images, checksummed
+    images    offset camera group        -> images of a camera (see ``images``)
+    places    offset                     -> where these lie in the file (see ``places``)
+    blocks    first offset, part         -> end offset, position and length of the block
+    columns   first offset, part         -> the block: a part of the log as columns (see ``blocks``)
+    next      producer \0 epoch          -> the sequence expected; written with the data it counts
+    refused   producer \0 epoch sequence -> why; so that a repeated one gets the same answer
+    labels    number                     -> one late label, checksummed
+    versions  hash of episode, name, version -> hash of what it says, so that a repeat is no news
+    schemas   schema id                  -> shapes of its rows
+    episodes, pieces, order, live        -> who holds how much (see ``ledger``)
+    gone      number                     -> offsets of fragments that were removed, why, by whom
+    meta      "offset", "label", "gone"  -> the next number of ``log``, ``labels``, ``gone``
+
+Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
+a label, a verdict are later entries that readers apply.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from user_system.core.errors import DamageError
+from user_system.replay.env import Env, Txn
+from user_system.replay.mapped import position
+
+KIND = "replay"
+TABLES = (
+    "log",
+    "images",
+    "places",
+    "blocks",
+    "columns",
+    "next",
+    "refused",
+    "labels",
+    "versions",
+    "schemas",
+    "episodes",
+    "pieces",
+    "order",
+    "live",
+    "gone",
+    "meta",
+)
+U64 = struct.Struct(">Q")
+_BLOCK_KEY = struct.Struct(">QH")
+_BLOCK = struct.Struct("<QQQ")
+
+
+def peek(txn: Txn, env: Env, name: str) -> int:
+    """Return a counter of ``meta``; 0 where it was never written."""
+    stored = txn.get(name.encode(), db=env.table("meta"))
+    return 0 if stored is None else int(U64.unpack(stored)[0])
+
+
+def count(txn: Txn, env: Env, name: str) -> int:
+    """Return a counter of ``meta`` and add one to it."""
+    number = peek(txn, env, name)
+    txn.put(name.encode(), U64.pack(number + 1), db=env.table("meta"))
+    return number
+
+
+def entries(txn: Txn, env: Env, table: str, start: int) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of a table with numbers for keys, from ``start`` on, in order."""
+    cursor = txn.cursor(env.table(table))
+    there = cursor.set_range(U64.pack(start))
+    while there:
+        yield U64.unpack(cursor.key())[0], cursor.value()
+        there = cursor.next()
+
+
+class BlockPlace(NamedTuple):
+    """Where a block lies."""
+
+    end: int
+    """First offset that is not in it."""
+    position: int
+    """In the file."""
+    length: int
+
+
+def put_block(txn: Txn, env: Env, start: int, part: int, end: int, data: bytes) -> None:
+    """Store one block of the log's entries ``[start, end)``."""
+    key, table = _BLOCK_KEY.pack(start, part), env.table("columns")
+    txn.put(key, data, db=table)
+    place = BlockPlace(end, position(txn.get(key, db=table)), len(data))
+    txn.put(key, _BLOCK.pack(*place), db=env.table("blocks"))
+
+
+def blocks(txn: Txn, env: Env, start: int) -> Iterator[BlockPlace]:
+    """Yield where the blocks that begin at ``start`` lie, one per schema.
+
+    Raises:
+        DamageError: a value is not the place of one.
+    """
+    cursor = txn.cursor(env.table("blocks"))
+    there = cursor.set_range(_BLOCK_KEY.pack(start, 0))
+    while there and _BLOCK_KEY.unpack(cursor.key())[0] == start:
+        value = cursor.value()
+        if len(value) != _BLOCK.size:
+            raise DamageError("place of a block is cut", got=len(value))
+        yield BlockPlace(*_BLOCK.unpack(value))
+        there = cursor.next()
+
+
+def next_block(txn: Txn, env: Env, start: int) -> int:
+    """Return where the first block at or after ``start`` begins; a huge number: nowhere."""
+    cursor = txn.cursor(env.table("blocks"))
+    if not cursor.set_range(_BLOCK_KEY.pack(start, 0)):
+        return 1 << 63
+    return int(_BLOCK_KEY.unpack(cursor.key())[0])
+
+
+def remove_blocks(txn: Txn, env: Env, start: int) -> None:
+    """Remove the blocks that begin at ``start``."""
+    table = env.table("blocks")
+    cursor = txn.cursor(table)
+    first = _BLOCK_KEY.pack(start, 0)
+    while cursor.set_range(first) and (key := bytes(cursor.key())).startswith(U64.pack(start)):
+        txn.delete(key, db=table)
+        txn.delete(key, db=env.table("columns"))
+
+
+def blocked(txn: Txn, env: Env) -> int:
+    """Return up to which offset the log is in blocks."""
+    cursor = txn.cursor(env.table("blocks"))
+    return BlockPlace(*_BLOCK.unpack(cursor.value())).end if cursor.last() else 0
