@@ -20,6 +20,7 @@ import numpy as np
 from user_system.codec import arrays
 from user_system.core.errors import DamageError
 from user_system.core.types import Array, Fragment
+from user_system.replay.entries import identity
 from user_system.replay.schema import is_image
 
 STEP = (
@@ -38,6 +39,7 @@ STEP = (
 
 FRAGMENT: Mapping[str, str] = {
     "offset": "uint64",
+    "identity": "uint64",
     "steps": "int32",
     "start": "int64",
     "final": "bool",
@@ -224,6 +226,7 @@ class _Joiner:
         key = header.producer, header.epoch, header.episode
         row = (
             offset,
+            identity(header),
             len(fragment),
             header.start,
             fragment.final,

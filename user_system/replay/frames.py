@@ -12,6 +12,7 @@ found to be cold, is asked for ahead of time and read with ``pread``.
 import logging
 import resource
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +61,8 @@ class _Camera:
         self.codec.pad(rows, 0)
 
 
-Find = Callable[[Txn, _Camera, int, int], Place | None]
-"""Returns where group ``group`` of the fragment at ``offset`` lies; None: nowhere."""
+Find = Callable[[Txn, _Camera, int, int, int], Place | None]
+"""Returns where a group lies, given offset and identity of its fragment; None: nowhere."""
 
 
 class Frames:
@@ -99,28 +100,30 @@ class Frames:
         camera = self._cameras[name]
         camera.pad(len(self._rows.robot_ns))
         position = camera.position.data[rows]
+        known = position >= 0
+        if known.all() and (rows >= 0).all():
+            self.read += len(rows)
+            self._copy(txn, camera, rows, np.arange(len(rows)), out)
+            return rows[:0]
         missing = rows < 0
-        if missing.any():
-            out[missing] = 0
-        fresh = np.flatnonzero((position < 0) & ~missing)
-        known = np.flatnonzero((position >= 0) & ~missing)
+        out[missing] = 0
+        known, fresh = np.flatnonzero(known & ~missing), np.flatnonzero(~known & ~missing)
         self.read += len(fresh) + len(known)
-        self._copy(txn, camera, rows, known[np.argsort(position[known])], out)
-        if not len(fresh):
-            return fresh
-        return rows[self._check(txn, camera, rows, fresh, out)]
+        self._copy(txn, camera, rows, known, out)
+        return rows[self._check(txn, camera, rows, fresh, out)] if len(fresh) else fresh
 
     # --- known ones ------------------------------------------------------------------------------
 
     def _copy(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> None:
-        """Copy images whose checksum was right; in the order of the file, so neighbours share."""
+        """Copy images whose checksum was right when they were wanted for the first time."""
         at = rows[slots]
         if camera.codec.data[at].any():
             self._decode(self._env.whole(txn), camera, at, slots, out)
         elif self._cold:
             self._cold -= 1
             pieces = zip(slots.tolist(), camera.position.data[at].tolist(), strict=True)
-            self._pull([_Piece(s, p, camera.size, "raw", None) for s, p in pieces], camera, out)
+            known = [_Piece(slot, start, camera.size, "raw", None) for slot, start in pieces]
+            self._pull(sorted(known, key=lambda piece: piece.position), camera, out)
         else:
             waited = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
             _copy_raw(self._env.whole(txn), camera.size, slots, camera.position.data[at], out)
@@ -164,13 +167,14 @@ class Frames:
         piece = self._rows.piece_of.data[rows[slots]]
         within = rows[slots] - self._rows.pieces["obs"].data[piece]
         offsets = self._rows.pieces["offset"].data[piece].tolist()
+        identities = self._rows.pieces["identity"].data[piece].tolist()
         groups, indexes = np.divmod(within, images.per_group(camera.shape))
-        known: dict[tuple[int, int], Place | None] = {}
+        known: dict[tuple[int, int, int], Place | None] = {}
         pieces: list[_Piece] = []
         lost: set[int] = set()
         columns = (groups.tolist(), indexes.tolist(), slots.tolist())
-        for offset, group, index, slot in zip(offsets, *columns, strict=True):
-            at = offset, group
+        for offset, who, group, index, slot in zip(offsets, identities, *columns, strict=True):
+            at = offset, who, group
             if at not in known:
                 known[at] = find(txn, camera, *at)
             place = known[at]
@@ -182,11 +186,13 @@ class Frames:
             pieces.append(_Piece(slot, start, length, place.codec, checksum))
         return sorted(pieces, key=lambda piece: piece.position), lost
 
-    def _noted(self, txn: Txn, camera: _Camera, offset: int, group: int) -> Place | None:
+    def _noted(
+        self, txn: Txn, camera: _Camera, offset: int, identity: int, group: int
+    ) -> Place | None:
         """Return where the writer noted that a group lies."""
         data = txn.get(tables.U64.pack(offset), db=self._env.table("places"))
         try:
-            found = () if data is None else places.decode(data)
+            found = () if data is None else places.decode(data, identity)
             for place in found:
                 if (place.camera, place.group) == (camera.number, group):
                     return place
@@ -194,12 +200,14 @@ class Frames:
             log.warning("places of fragment %d are damaged: %s", offset, error)
         return None
 
-    def _stored(self, txn: Txn, camera: _Camera, offset: int, group: int) -> Place | None:
+    def _stored(
+        self, txn: Txn, camera: _Camera, offset: int, identity: int, group: int
+    ) -> Place | None:
         """Return where LMDB finds a group; reads all of its pages."""
         value = txn.get(images.key(offset, camera.number, group), db=self._env.table("images"))
         try:
-            found = images.parse(value, camera.shape)
-            return places.of(camera.number, group, found, mapped.position(value))
+            found = images.parse(value, camera.shape, (identity, camera.number, group))
+            return places.of(found, mapped.position(value))
         except (DamageError, StoreError) as error:
             log.warning("images %d of fragment %d are damaged: %s", group, offset, error)
             return None
@@ -229,6 +237,24 @@ class Frames:
 
 
 def _copy_raw(source: memoryview, size: int, slots: Array, positions: Array, out: Array) -> None:
+    """Copy ``size`` bytes from each of ``positions`` to each of ``slots``.
+
+    A thousand times per batch, so what can be made ahead is; the order is such that what a step
+    saw and what it saw next, which lie side by side in the file, are copied one after the other.
+    """
     target = out.reshape(-1).data
-    for to, start in zip((slots * size).tolist(), positions.tolist(), strict=True):
-        target[to : to + size] = source[start : start + size]
+    if len(slots) == len(out):
+        order, parts = _in_pairs(len(out), size)
+        starts = positions[order]
+        for part, start, end in zip(parts, starts.tolist(), (starts + size).tolist(), strict=True):
+            target[part] = source[start:end]
+    else:
+        for to, start in zip((slots * size).tolist(), positions.tolist(), strict=True):
+            target[to : to + size] = source[start : start + size]
+
+
+@lru_cache(maxsize=16)
+def _in_pairs(n: int, size: int) -> tuple[Array, list[slice]]:
+    """Return an order of ``n`` slots that takes one of the first half, then of the second."""
+    order = np.argsort(np.arange(n) % max(1, (n + 1) // 2), kind="stable")
+    return order, [slice(slot * size, (slot + 1) * size) for slot in order.tolist()]

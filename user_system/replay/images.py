@@ -3,12 +3,15 @@
 One 128x128 image per value wastes 8 % in half-filled pages, a megabyte of them nearly nothing. The
 key is (fragment, camera, group), big-endian; a value is::
 
-    0   2   number of images
-    2   1   codec: index into ``codec.images.CODECS``
-    3   1   zero
-    4   6   height, width, channels
-    10  2   where the first image begins
-    12  12n length and xxh3-64 of each image's bytes
+    0   8   xxh3-64 of everything up to the end of the table but these 8 bytes
+    8   8   identity of the fragment
+    16  4   camera, group
+    20  2   number of images
+    22  1   codec: index into ``codec.images.CODECS``
+    23  1   zero
+    24  6   height, width, channels
+    30  2   where the first image begins
+    32  12n length and xxh3-64 of each image's bytes
         ... zeros up to that place
         ... the images' bytes, one after the other
         ... zeros up to ``SMALLEST``
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from user_system.codec import images as codecs
 from user_system.core.errors import DamageError
@@ -41,7 +45,9 @@ LEAD = 64 - 16
 """The page header takes 16 bytes."""
 
 _KEY = struct.Struct(">QHH")
-_HEAD = struct.Struct("<HBxHHHH")
+_SUM = struct.Struct("<Q")
+_HEAD = struct.Struct("<QHHHBxHHHH")
+_TABLE = _SUM.size + _HEAD.size
 ENTRY = np.dtype([("length", "<u4"), ("checksum", "<u8")])
 """What is kept of each image beside its bytes."""
 
@@ -57,23 +63,14 @@ def key(offset: int, camera: int, group: int) -> bytes:
 
 
 def values(
-    fragment: Fragment, schema: Schema, codec_of: Mapping[str, codecs.Codec]
+    fragment: Fragment, identity: int, schema: Schema, codec_of: Mapping[str, codecs.Codec]
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yield (camera, group, value) of all images of a fragment."""
     for camera, (name, shape) in enumerate(schema.images.items()):
-        rows, count = fragment.observation[name], per_group(shape)
+        rows, count, codec = fragment.observation[name], per_group(shape), codec_of.get(name, "raw")
         for group, start in enumerate(range(0, len(rows), count)):
-            yield camera, group, _value(rows[start : start + count], codec_of.get(name, "raw"))
-
-
-def _value(rows: Array, codec: codecs.Codec) -> bytes:
-    encoded = [codecs.encode(row, codec) for row in rows]
-    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY).tobytes()
-    first = _HEAD.size + len(table)
-    first += (LEAD - first) % 64
-    head = _HEAD.pack(len(rows), codecs.CODECS.index(codec), *rows.shape[1:], first)
-    parts = [head, table, bytes(first - _HEAD.size - len(table)), *encoded]
-    return b"".join([*parts, bytes(max(0, SMALLEST - sum(map(len, parts))))])
+            encoded = [codecs.encode(row, codec) for row in rows[start : start + count]]
+            yield camera, group, _value((identity, camera, group), codec, shape, encoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +78,16 @@ class Group:
     """One value, taken apart without copying."""
 
     data: Any
+    identity: int
+    """Of the fragment that it belongs to, see ``entries.identity``."""
+    camera: int
+    number: int
     codec: codecs.Codec
     shape: Shape
     lengths: Array
     checksums: Array
     starts: Array
+    """Where in ``data`` each image begins."""
 
     @classmethod
     def parse(cls, data: Any) -> "Group":
@@ -94,19 +96,33 @@ class Group:
         Raises:
             DamageError: it is none.
         """
-        if len(data) < _HEAD.size:
+        if len(data) < _TABLE:
             raise DamageError("image group is cut", got=len(data))
-        count, number, *shape, first = _HEAD.unpack_from(data)
-        table_end = _HEAD.size + count * ENTRY.itemsize
-        if number >= len(codecs.CODECS) or not table_end <= first <= len(data):
-            raise DamageError("image group has a damaged head", got=(count, number, first))
-        table = np.frombuffer(data, ENTRY, count, _HEAD.size)
+        identity, camera, number, count, codec, *shape, first = _HEAD.unpack_from(data, _SUM.size)
+        table_end = _TABLE + count * ENTRY.itemsize
+        if len(data) < table_end or _digest(data[_SUM.size : table_end]) != _SUM.unpack_from(data):
+            raise DamageError("image group has a damaged head", got=(count, codec, first))
+        table = np.frombuffer(data, ENTRY, count, _TABLE)
         ends = first + np.cumsum(table["length"], dtype=np.int64)
         if count == 0 or max(int(ends[-1]), SMALLEST) != len(data):
             raise DamageError("image group has the wrong size", got=len(data))
         starts = ends - table["length"]
-        codec = codecs.CODECS[number]
-        return cls(data, codec, tuple(shape), table["length"], table["checksum"], starts)
+        return cls(
+            data,
+            identity,
+            camera,
+            number,
+            codecs.CODECS[codec],
+            tuple(shape),
+            table["length"],
+            table["checksum"],
+            starts,
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return len(self.data)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -134,29 +150,99 @@ class Group:
         return data
 
 
-def parse(data: Any, shape: Shape) -> Group:
+def stated_size(head: Any) -> int:
+    """Return the bytes of the value whose head this is; 0 where it is none.
+
+    Args:
+        head: its first bytes, as many as there are.
+    """
+    if len(head) < _TABLE:
+        return 0
+    *_, count, codec, _, _, _, first = _HEAD.unpack_from(head, _SUM.size)
+    table_end = _TABLE + count * ENTRY.itemsize
+    if not count or codec >= len(codecs.CODECS) or len(head) < table_end or first < table_end:
+        return 0
+    if _digest(head[_SUM.size : table_end]) != _SUM.unpack_from(head):
+        return 0
+    lengths = np.frombuffer(head, ENTRY, count, _TABLE)["length"]
+    return max(SMALLEST, first + int(lengths.sum(dtype=np.int64)))
+
+
+def parse(data: Any, shape: Shape, of: tuple[int, int, int] | None = None) -> Group:
     """Return the group of images of ``shape`` in ``data``.
 
+    Args:
+        data: the value; None: there is none.
+        shape: ``(H, W, C)``.
+        of: identity, camera and group that it must belong to.
+
     Raises:
-        DamageError: it is not there (None), or holds something else.
+        DamageError: it is not there, or is another one.
     """
     if data is None:
         raise DamageError("image group is missing")
     found = Group.parse(data)
     if found.shape != shape:
         raise DamageError("images have another shape", got=found.shape, allowed=shape)
+    if of is not None and (found.identity, found.camera, found.number) != of:
+        raise DamageError("images belong to another fragment", got=found.identity, allowed=of[0])
     return found
 
 
-def read_stack(txn: Txn, table: Any, offset: int, camera: int, count: int, shape: Shape) -> Array:
+def repack(group: Group, identity: int, camera: int, number: int) -> bytes:
+    """Return a value with the images of ``group`` as they are encoded.
+
+    Raises:
+        DamageError: one of them is not what was written.
+    """
+    encoded = [bytes(group.bytes(i)) for i in range(len(group))]
+    return _value((identity, camera, number), group.codec, group.shape, encoded)
+
+
+def read_stack(
+    txn: Txn,
+    table: Any,
+    offset: int,
+    camera: int,
+    count: int,
+    shape: Shape,
+    identity: int | None = None,
+) -> Array:
     """Return all ``count`` images of one camera in one fragment ``[count, H, W, C]``, checked.
+
+    Args:
+        txn: a snapshot.
+        table: the image table.
+        offset: of the fragment in the log.
+        camera: number of the camera in its schema.
+        count: observations of the fragment.
+        shape: ``(H, W, C)``.
+        identity: of the fragment, see ``entries.identity``; None leaves that unchecked.
 
     Raises:
         DamageError: one of them is not what was written.
     """
     out = np.empty((count, *shape), np.uint8)
     for group, start in enumerate(range(0, count, per_group(shape))):
-        found = parse(txn.get(key(offset, camera, group), db=table), shape)
+        of = None if identity is None else (identity, camera, group)
+        found = parse(txn.get(key(offset, camera, group), db=table), shape, of)
         for i in range(min(per_group(shape), count - start)):
             out[start + i] = codecs.decode(found.bytes(i), found.codec, shape)
     return out
+
+
+def _value(
+    of: tuple[int, int, int], codec: codecs.Codec, shape: Shape, encoded: list[bytes]
+) -> bytes:
+    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY).tobytes()
+    first = _TABLE + len(table)
+    first += (LEAD - first) % 64
+    identity, camera, group = of
+    number = codecs.CODECS.index(codec)
+    head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first) + table
+    parts = [_SUM.pack(*_digest(head)), head, bytes(first - _SUM.size - len(head)), *encoded]
+    return b"".join([*parts, bytes(max(0, SMALLEST - sum(map(len, parts))))])
+
+
+def _digest(data: Any) -> tuple[int]:
+    return (int(xxhash.xxh3_64_intdigest(data)),)

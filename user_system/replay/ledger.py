@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from user_system.core.types import Fragment, FragmentHeader, Segment
+from user_system.replay import tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.tables import U64
 
@@ -101,7 +102,7 @@ class Ledger:
         )
         name = "\0".join((header.producer, str(header.epoch), header.episode)).encode()
         self._put(txn, key, new, name, None if old.fragments == 0 else old.rank)
-        txn.put(key + U64.pack(offset), _SIZE.pack(size), db=self._env.table("pieces"))
+        tables.put(txn, self._env, "pieces", key + U64.pack(offset), _SIZE.pack(size))
 
     def remove(self, txn: Txn, key: bytes) -> list[int]:
         """Strike an episode out; return the offsets of its fragments."""
@@ -112,8 +113,9 @@ class Ledger:
         pieces = self._env.table("pieces")
         cursor = txn.cursor(pieces)
         there = cursor.set_range(key)
-        while there and bytes(cursor.key()[:_KEY_BYTES]) == key:
-            offsets.append(int(U64.unpack(cursor.key()[_KEY_BYTES:])[0]))
+        while there and (piece := bytes(cursor.key())).startswith(key):
+            tables.unseal(piece, cursor.value())
+            offsets.append(int(U64.unpack(piece[_KEY_BYTES:])[0]))
             there = cursor.next()
         for offset in offsets:
             txn.delete(key + U64.pack(offset), db=pieces)
@@ -130,7 +132,7 @@ class Ledger:
         cursor = txn.cursor(self._env.table("order"))
         there = cursor.first()
         while there and size > 0 and _RANK.unpack(cursor.key())[0] != _RECORDING:
-            key = bytes(cursor.value())
+            key = tables.unseal(bytes(cursor.key()), cursor.value())
             entry = self._get(txn, key)
             found.append(key)
             size -= 0 if entry is None else entry.size
@@ -142,7 +144,7 @@ class Ledger:
         cursor = txn.cursor(self._env.table("episodes"))
         there = cursor.first()
         while there:
-            value = bytes(cursor.value())
+            value = tables.unseal(bytes(cursor.key()), cursor.value())
             producer, epoch, episode = value[_ENTRY.size :].decode().split("\0", 2)
             entry = Entry(*_ENTRY.unpack_from(value))
             yield Held(bytes(cursor.key()), producer, int(epoch), episode, entry)
@@ -150,27 +152,26 @@ class Ledger:
 
     def _begin(self, txn: Txn, header: FragmentHeader, key: bytes) -> None:
         """Note which episode a producer records; what it recorded before is over, ended or not."""
-        table, producer = self._env.table("live"), header.producer.encode()
-        before = txn.get(producer, db=table)
-        txn.put(producer, key, db=table)
-        if before is None:
+        producer = header.producer.encode()
+        before = tables.get(txn, self._env, "live", producer)
+        tables.put(txn, self._env, "live", producer, key)
+        value = before and tables.get(txn, self._env, "episodes", before)
+        if not before or not value:
             return
-        before = bytes(before)
-        entry = self._get(txn, before)
-        if entry is not None and entry.flags & LIVE:
-            value = bytes(txn.get(before, db=self._env.table("episodes")))
+        entry = Entry(*_ENTRY.unpack_from(value))
+        if entry.flags & LIVE:
             over = entry._replace(flags=entry.flags & ~LIVE, rank=rank(entry.segments))
             self._put(txn, before, over, value[_ENTRY.size :], entry.rank)
 
     def _get(self, txn: Txn, key: bytes) -> Entry | None:
-        value = txn.get(key, db=self._env.table("episodes"))
+        value = tables.get(txn, self._env, "episodes", key)
         return None if value is None else Entry(*_ENTRY.unpack_from(value))
 
     def _put(self, txn: Txn, key: bytes, entry: Entry, name: bytes, old_rank: int | None) -> None:
-        txn.put(key, _ENTRY.pack(*entry) + name, db=self._env.table("episodes"))
+        tables.put(txn, self._env, "episodes", key, _ENTRY.pack(*entry) + name)
         if old_rank == entry.rank:
             return
         order = self._env.table("order")
         if old_rank is not None:
             txn.delete(_RANK.pack(old_rank, entry.first), db=order)
-        txn.put(_RANK.pack(entry.rank, entry.first), key, db=order)
+        tables.put(txn, self._env, "order", _RANK.pack(entry.rank, entry.first), key)

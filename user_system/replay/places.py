@@ -3,7 +3,8 @@
 One value per fragment of the table ``places``::
 
     0   8   xxh3-64 of the rest
-    8   ..  per group of images: camera, group, codec, position of the value in the file
+    8   8   identity of the fragment
+    16  ..  per group of images: camera, group, codec, position of the value in the file
             and of its first image in the value, number of images,
             then length and checksum of each image
 
@@ -39,15 +40,15 @@ class Place(NamedTuple):
     checksums: Array
 
 
-def of(camera: int, number: int, group: images.Group, position: int) -> Place:
-    """Return the place of a parsed group whose value lies at ``position``."""
+def of(group: images.Group, position: int) -> Place:
+    """Return the place of a group whose value lies at ``position``."""
     starts = position + group.starts.astype(np.int64)
-    return Place(camera, number, group.codec, starts, group.lengths, group.checksums)
+    return Place(group.camera, group.number, group.codec, starts, group.lengths, group.checksums)
 
 
-def encode(places: Sequence[Place]) -> bytes:
+def encode(identity: int, places: Sequence[Place]) -> bytes:
     """Return what ``decode`` reads."""
-    parts = []
+    parts = [_SUM.pack(identity)]
     for place in places:
         codec, first = codecs.CODECS.index(place.codec), int(place.starts[0])
         count = len(place.starts)
@@ -59,15 +60,21 @@ def encode(places: Sequence[Place]) -> bytes:
     return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
 
 
-def decode(data: memoryview) -> Iterator[Place]:
+def decode(data: memoryview, identity: int | None = None) -> Iterator[Place]:
     """Yield the places in ``data``.
+
+    Args:
+        data: the value.
+        identity: of the fragment that it must belong to; None: of whichever.
 
     Raises:
         DamageError: this is not what ``encode`` wrote.
     """
-    if len(data) < _SUM.size or xxhash.xxh3_64_intdigest(data[8:]) != _SUM.unpack_from(data)[0]:
+    if len(data) < 2 * _SUM.size or xxhash.xxh3_64_intdigest(data[8:]) != _SUM.unpack_from(data)[0]:
         raise DamageError("places are damaged", got=len(data))
-    at = _SUM.size
+    if identity is not None and _SUM.unpack_from(data, _SUM.size)[0] != identity:
+        raise DamageError("places belong to another fragment", allowed=identity)
+    at = 2 * _SUM.size
     while at < len(data):
         camera, group, codec, count, first, _ = _GROUP.unpack_from(data, at)
         at += _GROUP.size

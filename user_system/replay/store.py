@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
 from user_system.core.types import Array, Fragment
-from user_system.replay import images, mapped, places, tables
+from user_system.replay import entries, images, mapped, places, tables
+from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
 from user_system.replay.ledger import Ledger
@@ -33,19 +34,6 @@ _MAX_STEPS = 1 << 16
 def reader(path: Path | str) -> Env:
     """Return an unopened read-only environment on a store, for whatever process of its host."""
     return Env(path, KIND, TABLES, readonly=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """A fragment encoded outside the transaction, or the reason why it will never be."""
-
-    fragment: Fragment
-    source: bytes
-    """Key of (producer, epoch); empty where they fit none."""
-    refusal: str = ""
-    schema: Schema | None = None
-    record: bytes = b""
-    images: Sequence[tuple[int, int, bytes]] = ()
 
 
 @dataclass(slots=True)
@@ -131,11 +119,11 @@ class Store:
     def expected(self, producer: str, epoch: int) -> int:
         """Return the next sequence wanted; everything below it is on disk."""
         with self.env.read() as txn:
-            return self._expected(txn, _source(producer, epoch))
+            return self._expected(txn, source_key(producer, epoch))
 
     def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
-        ready = [self._prepare(fragment) for fragment in fragments]
+        ready = [entries.prepare(fragment, self._codecs) for fragment in fragments]
         outcome = self.env.write(lambda txn: self._append(txn, ready))
         self._keeper.appended(outcome.steps)
         with self._lock:
@@ -144,7 +132,7 @@ class Store:
 
     def skip(self, refused: Refused) -> None:
         """Move ``expected`` past a fragment that never comes; see ``core.ports.Ingest.skip``."""
-        source = _source(refused.producer, refused.epoch)
+        source = source_key(refused.producer, refused.epoch)
 
         def work(txn: Txn) -> bool:
             due = self._expected(txn, source) == refused.sequence
@@ -158,13 +146,14 @@ class Store:
 
     def refused(self, producer: str, epoch: int, start: int) -> Sequence[Refused]:
         """Return what was refused or skipped of a source from sequence ``start`` on."""
-        source, found = _source(producer, epoch), []
+        source, found = source_key(producer, epoch), []
         with self.env.read() as txn:
             cursor = txn.cursor(self.env.table("refused"))
             there = cursor.set_range(source + U64.pack(start))
             while there and (key := bytes(cursor.key())).startswith(source):
                 sequence = U64.unpack(key[-U64.size :])[0]
-                found.append(Refused(producer, epoch, sequence, bytes(cursor.value()).decode()))
+                why = tables.unseal(key, cursor.value()).decode()
+                found.append(Refused(producer, epoch, sequence, why))
                 there = cursor.next()
         return found
 
@@ -190,11 +179,11 @@ class Store:
         says = xxhash.xxh3_128_digest(record)
 
         def work(txn: Txn) -> bool:
-            if txn.get(of, db=self.env.table("versions")) == says:
+            if tables.get(txn, self.env, "versions", of) == says:
                 return False
             number = tables.count(txn, self.env, "label")
             txn.put(U64.pack(number), record, db=self.env.table("labels"), append=True)
-            txn.put(of, says, db=self.env.table("versions"))
+            tables.put(txn, self.env, "versions", of, says)
             return True
 
         written = self.env.write(work)
@@ -231,7 +220,7 @@ class Store:
 
     # --- inside a transaction --------------------------------------------------------------------
 
-    def _append(self, txn: Txn, ready: Sequence[_Ready]) -> _Outcome:
+    def _append(self, txn: Txn, ready: Sequence[Entry]) -> _Outcome:
         """Take what is next of each source. Runs again where the map had to grow: no state."""
         outcome = _Outcome()
         self._retention.make_room(txn)
@@ -258,18 +247,18 @@ class Store:
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
         """Answer a sequence that was dealt with before as it was answered then."""
         key = source + U64.pack(fragment.header.sequence)
-        why = txn.get(key, db=self.env.table("refused"))
+        why = tables.get(txn, self.env, "refused", key)
         if why is None:
             outcome.duplicates += 1
         else:
-            outcome.refused.append(_refused(fragment, bytes(why).decode()))
+            outcome.refused.append(_refused(fragment, why.decode()))
 
     def _refuse(self, txn: Txn, source: bytes, refused: Refused) -> None:
         key = source + U64.pack(refused.sequence)
-        txn.put(key, refused.reason.encode(), db=self.env.table("refused"))
-        txn.put(source, U64.pack(refused.sequence + 1), db=self.env.table("next"))
+        tables.put(txn, self.env, "refused", key, refused.reason.encode())
+        tables.put(txn, self.env, "next", source, U64.pack(refused.sequence + 1))
 
-    def _unlike(self, txn: Txn, item: _Ready) -> str:
+    def _unlike(self, txn: Txn, item: Entry) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
         schema = item.schema
         if schema is None:
@@ -285,71 +274,36 @@ class Store:
             return str(error)
         return ""
 
-    def _put(self, txn: Txn, source: bytes, item: _Ready) -> None:
+    def _put(self, txn: Txn, source: bytes, item: Entry) -> None:
         offset = tables.count(txn, self.env, "offset")
         txn.put(U64.pack(offset), item.record, db=self.env.table("log"), append=True)
         for camera, group, value in item.images:
             key = images.key(offset, camera, group)
             txn.put(key, value, db=self.env.table("images"), append=True)
         self._note_places(txn, offset, item)
-        size = len(item.record) + sum(len(value) for _, _, value in item.images)
-        self._ledger.add(txn, offset, item.fragment, size)
+        self._ledger.add(txn, offset, item.fragment, item.size)
         following = U64.pack(item.fragment.header.sequence + 1)
-        txn.put(source, following, db=self.env.table("next"))
+        tables.put(txn, self.env, "next", source, following)
 
-    def _note_places(self, txn: Txn, offset: int, item: _Ready) -> None:
+    def _note_places(self, txn: Txn, offset: int, item: Entry) -> None:
         """Write down where the images lie, while their pages are at hand."""
         found, table = [], self.env.table("images")
         for camera, group, _ in item.images:
             value = txn.get(images.key(offset, camera, group), db=table)
             at = mapped.position(value)
-            found.append(places.of(camera, group, images.Group.parse(value), at))
+            found.append(places.of(images.Group.parse(value), at))
         if found:
-            data = places.encode(found)
+            data = places.encode(entries.identity(item.fragment.header), found)
             txn.put(U64.pack(offset), data, db=self.env.table("places"), append=True)
 
     def _expected(self, txn: Txn, source: bytes) -> int:
-        stored = txn.get(source, db=self.env.table("next"))
+        stored = tables.get(txn, self.env, "next", source)
         return 0 if stored is None else int(U64.unpack(stored)[0])
-
-    # --- before it -------------------------------------------------------------------------------
-
-    def _prepare(self, fragment: Fragment) -> _Ready:
-        source = b""
-        try:
-            source = _source(fragment.header.producer, fragment.header.epoch)
-            fragments.check(fragment)
-            _check_size(fragment)
-            schema = Schema.of(fragment)
-            low = {name: fragment.observation[name] for name in schema.fields}
-            record = fragments.encode(replace(fragment, observation=low))
-            pixels = list(images.values(fragment, schema, self._codecs))
-        except SpecError as error:
-            return _Ready(fragment, source, str(error))
-        return _Ready(fragment, source, "", schema, record, pixels)
 
 
 def _refused(fragment: Fragment, reason: str) -> Refused:
     header = fragment.header
     return Refused(header.producer, header.epoch, header.sequence, reason)
-
-
-def _source(producer: str, epoch: int) -> bytes:
-    name = producer.encode()
-    if len(name) > _MAX_NAME or b"\0" in name or not 0 <= epoch < 1 << 64:
-        raise SpecError(
-            "not a source", got=(producer[:80], epoch), allowed=f"a name of <= {_MAX_NAME} bytes"
-        )
-    return name + b"\0" + U64.pack(epoch)
-
-
-def _check_size(fragment: Fragment) -> None:
-    """Refuse what fits no key, and what an index could not number."""
-    header = fragment.header
-    if len(header.schema.encode()) > _MAX_NAME:
-        raise SpecError("schema id is too long", got=header.schema[:80], allowed=_MAX_NAME)
-    if len(fragment) >= _MAX_STEPS or header.start + len(fragment) >= 1 << 31:
-        raise SpecError("fragment is too long", got=len(fragment), allowed=f"< {_MAX_STEPS} steps")
 
 
 def _label_blocks(name: str, values: Array | None) -> dict[str, Array]:

@@ -16,13 +16,16 @@ r"""The tables of a store, their keys, and how each is walked.
     gone      number                     -> offsets of fragments that were removed, why, by whom
     meta      "offset", "label", "gone"  -> the next number of ``log``, ``labels``, ``gone``
 
-Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
+Records, labels, blocks and images bear checksums of their own; all other values end in one of their
+key and themselves. Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
 a label, a verdict are later entries that readers apply.
 """
 
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+import xxhash
 
 from user_system.core.errors import DamageError
 from user_system.replay.env import Env, Txn
@@ -47,21 +50,53 @@ TABLES = (
     "gone",
     "meta",
 )
+SEALED = ("blocks", "next", "refused", "versions", "episodes", "pieces", "order", "live", "meta")
+"""Tables whose values end in a checksum of their key and themselves."""
 U64 = struct.Struct(">Q")
 _BLOCK_KEY = struct.Struct(">QH")
 _BLOCK = struct.Struct("<QQQ")
+_SUM = struct.Struct("<Q")
+
+
+def put(txn: Txn, env: Env, table: str, key: bytes, value: bytes) -> None:
+    """Store a small value together with a checksum of it and its key."""
+    txn.put(key, value + _SUM.pack(xxhash.xxh3_64_intdigest(key + value)), db=env.table(table))
+
+
+def get(txn: Txn, env: Env, table: str, key: bytes) -> bytes | None:
+    """Return a value that ``put`` stored; None: there is none.
+
+    Raises:
+        DamageError: it is not what was stored there.
+    """
+    stored = txn.get(key, db=env.table(table))
+    return None if stored is None else unseal(key, stored)
+
+
+def unseal(key: bytes, stored: Any) -> bytes:
+    """Return what ``put`` was given, from what is stored under ``key``.
+
+    Raises:
+        DamageError: it is not what was stored there.
+    """
+    value = bytes(stored[: -_SUM.size])
+    if len(stored) < _SUM.size or (
+        _SUM.unpack(stored[-_SUM.size :])[0] != xxhash.xxh3_64_intdigest(key + value)
+    ):
+        raise DamageError("value does not belong to its key", got=key.hex())
+    return value
 
 
 def peek(txn: Txn, env: Env, name: str) -> int:
     """Return a counter of ``meta``; 0 where it was never written."""
-    stored = txn.get(name.encode(), db=env.table("meta"))
+    stored = get(txn, env, "meta", name.encode())
     return 0 if stored is None else int(U64.unpack(stored)[0])
 
 
 def count(txn: Txn, env: Env, name: str) -> int:
     """Return a counter of ``meta`` and add one to it."""
     number = peek(txn, env, name)
-    txn.put(name.encode(), U64.pack(number + 1), db=env.table("meta"))
+    put(txn, env, "meta", name.encode(), U64.pack(number + 1))
     return number
 
 
@@ -89,7 +124,7 @@ def put_block(txn: Txn, env: Env, start: int, part: int, end: int, data: bytes) 
     key, table = _BLOCK_KEY.pack(start, part), env.table("columns")
     txn.put(key, data, db=table)
     place = BlockPlace(end, position(txn.get(key, db=table)), len(data))
-    txn.put(key, _BLOCK.pack(*place), db=env.table("blocks"))
+    put(txn, env, "blocks", key, _BLOCK.pack(*place))
 
 
 def blocks(txn: Txn, env: Env, start: int) -> Iterator[BlockPlace]:
@@ -101,10 +136,7 @@ def blocks(txn: Txn, env: Env, start: int) -> Iterator[BlockPlace]:
     cursor = txn.cursor(env.table("blocks"))
     there = cursor.set_range(_BLOCK_KEY.pack(start, 0))
     while there and _BLOCK_KEY.unpack(cursor.key())[0] == start:
-        value = cursor.value()
-        if len(value) != _BLOCK.size:
-            raise DamageError("place of a block is cut", got=len(value))
-        yield BlockPlace(*_BLOCK.unpack(value))
+        yield BlockPlace(*_BLOCK.unpack(unseal(bytes(cursor.key()), cursor.value())))
         there = cursor.next()
 
 
@@ -129,4 +161,6 @@ def remove_blocks(txn: Txn, env: Env, start: int) -> None:
 def blocked(txn: Txn, env: Env) -> int:
     """Return up to which offset the log is in blocks."""
     cursor = txn.cursor(env.table("blocks"))
-    return BlockPlace(*_BLOCK.unpack(cursor.value())).end if cursor.last() else 0
+    if not cursor.last():
+        return 0
+    return BlockPlace(*_BLOCK.unpack(unseal(bytes(cursor.key()), cursor.value()))).end

@@ -144,6 +144,11 @@ def _check_item(key: bytes, value: Any) -> int:
     return 0
 
 
+def _check_sealed(key: bytes, value: Any) -> int:
+    tables.unseal(key, value)
+    return 0
+
+
 def _check_nothing(key: bytes, value: Any) -> int:
     return 0
 
@@ -151,7 +156,7 @@ def _check_nothing(key: bytes, value: Any) -> int:
 _KINDS: Mapping[str, tuple[Sequence[str], Mapping[str, Check]]] = {
     tables.KIND: (
         tables.TABLES,
-        dict.fromkeys(tables.TABLES, _check_nothing)
+        dict.fromkeys(tables.SEALED, _check_sealed)
         | {
             "log": _check_record,
             "labels": _check_label,

@@ -1,0 +1,104 @@
+"""One fragment as it is stored: a record, the values of its images, and who it is.
+
+The key of an entry is its offset in the log, which is nobody's property: damage that turns one key
+into another must not give a fragment somebody else's images. So every part of an entry says which
+fragment it belongs to, under its checksum.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import xxhash
+
+from user_system.codec import fragments
+from user_system.codec import images as image_codecs
+from user_system.core.errors import SpecError
+from user_system.core.types import Fragment, FragmentHeader
+from user_system.replay import images
+from user_system.replay.schema import Schema
+from user_system.replay.tables import U64
+
+_MAX_NAME = 255
+_MAX_STEPS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A fragment encoded outside the transaction, or the reason why it will never be."""
+
+    fragment: Fragment
+    """Its images are not looked at any more."""
+    source: bytes
+    """Key of (producer, epoch); empty where they fit none."""
+    refusal: str = ""
+    schema: Schema | None = None
+    record: bytes = b""
+    images: Sequence[tuple[int, int, bytes]] = ()
+    """(camera, group, value) of each."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record and the images."""
+        return len(self.record) + sum(len(value) for _, _, value in self.images)
+
+
+def prepare(fragment: Fragment, codecs: Mapping[str, image_codecs.Codec]) -> Entry:
+    """Return a fragment checked and encoded, or refused."""
+    source = b""
+    try:
+        source = source_key(fragment.header.producer, fragment.header.epoch)
+        fragments.check(fragment)
+        _check_size(fragment)
+        schema = Schema.of(fragment)
+        low = {name: fragment.observation[name] for name in schema.fields}
+        record = fragments.encode(replace(fragment, observation=low))
+        pixels = list(images.values(fragment, identity(fragment.header), schema, codecs))
+    except SpecError as error:
+        return Entry(fragment, source, str(error))
+    return Entry(fragment, source, "", schema, record, pixels)
+
+
+def adopt(record: bytes, schema: Schema, groups: Sequence[tuple[int, int, images.Group]]) -> Entry:
+    """Return an entry of a fragment that a store held: its images stay as they were encoded.
+
+    Raises:
+        DamageError: the record is not one.
+    """
+    fragment = fragments.decode(record)
+    header = fragment.header
+    values = [
+        (camera, number, images.repack(group, identity(header), camera, number))
+        for camera, number, group in groups
+    ]
+    return Entry(fragment, source_key(header.producer, header.epoch), "", schema, record, values)
+
+
+def identity(header: FragmentHeader) -> int:
+    """Return a number that says which fragment this is, the same in every store."""
+    name = f"{header.producer}\0{header.epoch}\0{header.sequence}"
+    return int(xxhash.xxh3_64_intdigest(name.encode()))
+
+
+def source_key(producer: str, epoch: int) -> bytes:
+    """Return the key of (producer, epoch).
+
+    Raises:
+        SpecError: they fit none.
+    """
+    name = producer.encode()
+    if len(name) > _MAX_NAME or b"\0" in name or not 0 <= epoch < 1 << 64:
+        raise SpecError(
+            "not a source", got=(producer[:80], epoch), allowed=f"a name of <= {_MAX_NAME} bytes"
+        )
+    return name + b"\0" + U64.pack(epoch)
+
+
+def _check_size(fragment: Fragment) -> None:
+    """Refuse what fits no key, and what an index could not number."""
+    header = fragment.header
+    if len(header.schema.encode()) > _MAX_NAME:
+        raise SpecError("schema id is too long", got=header.schema[:80], allowed=_MAX_NAME)
+    if "\0" in header.episode:
+        raise SpecError("episode id holds a zero byte", got=header.episode[:80])
+    if len(fragment) >= _MAX_STEPS or header.start + len(fragment) >= 1 << 31:
+        raise SpecError("fragment is too long", got=len(fragment), allowed=f"< {_MAX_STEPS} steps")
