@@ -100,14 +100,15 @@ class Frames:
         camera = self._cameras[name]
         camera.pad(len(self._rows.robot_ns))
         position = camera.position.data[rows]
-        known = position >= 0
-        if known.all() and (rows >= 0).all():
+        located = position >= 0
+        if located.all() and (rows >= 0).all():
             self.read += len(rows)
             self._copy(txn, camera, rows, np.arange(len(rows)), out)
             return rows[:0]
         missing = rows < 0
         out[missing] = 0
-        known, fresh = np.flatnonzero(known & ~missing), np.flatnonzero(~known & ~missing)
+        known = np.flatnonzero(located & ~missing)
+        fresh = np.flatnonzero(~located & ~missing)
         self.read += len(fresh) + len(known)
         self._copy(txn, camera, rows, known, out)
         return rows[self._check(txn, camera, rows, fresh, out)] if len(fresh) else fresh

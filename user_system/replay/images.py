@@ -119,11 +119,6 @@ class Group:
             starts,
         )
 
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return len(self.data)
-
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -158,14 +153,14 @@ def stated_size(head: Any) -> int:
     """
     if len(head) < _TABLE:
         return 0
-    *_, count, codec, _, _, _, first = _HEAD.unpack_from(head, _SUM.size)
+    count, codec, *_, first = _HEAD.unpack_from(head, _SUM.size)[3:]
     table_end = _TABLE + count * ENTRY.itemsize
     if not count or codec >= len(codecs.CODECS) or len(head) < table_end or first < table_end:
         return 0
     if _digest(head[_SUM.size : table_end]) != _SUM.unpack_from(head):
         return 0
     lengths = np.frombuffer(head, ENTRY, count, _TABLE)["length"]
-    return max(SMALLEST, first + int(lengths.sum(dtype=np.int64)))
+    return max(SMALLEST, int(first) + int(lengths.sum(dtype=np.int64)))
 
 
 def parse(data: Any, shape: Shape, of: tuple[int, int, int] | None = None) -> Group:

@@ -16,9 +16,9 @@ r"""The tables of a store, their keys, and how each is walked.
     gone      number                     -> offsets of fragments that were removed, why, by whom
     meta      "offset", "label", "gone"  -> the next number of ``log``, ``labels``, ``gone``
 
-Records, labels, blocks and images bear checksums of their own; all other values end in one of their
-key and themselves. Numbers are big-endian: LMDB's order is the order of time. The log is only appended to; a rewind,
-a label, a verdict are later entries that readers apply.
+Records, labels, blocks and images bear checksums of their own; all other values end in one of
+their key and themselves. Numbers are big-endian: LMDB's order is the order of time. The log is only
+appended to; a rewind, a label, a verdict are later entries that readers apply.
 """
 
 import struct
