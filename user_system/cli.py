@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from user_system.cli_replay import replay_app
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ plugins_app = typer.Typer(help="Plugins that are installed.", no_args_is_help=Tr
 robots_app = typer.Typer(help="Robots of a run, and the kinds there are.", no_args_is_help=True)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(robots_app, name="robots")
+app.add_typer(replay_app, name="replay", no_args_is_help=True)
 
 Setting = Annotated[
     list[str] | None,
@@ -186,7 +188,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark, e.g. loop.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: ingest, loop or replay.")],
     as_json: Json = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="Only these figures.")
@@ -194,11 +196,17 @@ def bench(
     seeds: Annotated[int, typer.Option(help="Runs whose figures are pooled.")] = 5,
     periods: Annotated[int, typer.Option(help="Control periods that are timed.")] = 5000,
     manifest: Annotated[Path, typer.Option(help="What is run.")] = Path("deploy/demo.yaml"),
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where it writes; its disk is measured.")
+    ] = Path("runs/bench"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Next to nothing, to see that it works.")
+    ] = False,
 ) -> None:
     """Measure the system on this machine; status 1 where a figure misses its goal."""
     from user_system.cluster import bench as benches
 
-    options = benches.Options(tuple(only or ()), seeds, periods, manifest)
+    options = benches.Options(tuple(only or ()), seeds, periods, manifest, directory, quick)
     result = benches.run(name, options)
     if as_json:
         _json(result.plain())

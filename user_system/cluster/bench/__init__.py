@@ -13,7 +13,7 @@ from user_system.core.errors import ConfigError
 
 __all__ = ["Options", "Result", "names", "run"]
 
-BENCHES = {"loop": "user_system.cluster.bench.loop"}
+BENCHES = {name: f"user_system.cluster.bench.{name}" for name in ("ingest", "loop", "replay")}
 """Name -> module with ``IDS`` and ``measure(options) -> Iterator[Figure]``."""
 
 
@@ -53,6 +53,10 @@ def command(name: str, options: Options) -> str:
     for option in ("seeds", "periods", "manifest"):
         if (value := getattr(options, option)) != getattr(default, option):
             words += [f"--{option}", str(value)]
+    if options.directory != default.directory:
+        words += ["--dir", str(options.directory)]
+    if options.quick:
+        words += ["--quick"]
     return " ".join(words)
 
 

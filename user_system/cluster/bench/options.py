@@ -22,7 +22,10 @@ class Options:
     """Control periods over which their error is taken."""
     manifest: Path = Path("deploy/demo.yaml")
     directory: Path = Path("runs/bench")
-    """Where the runs are kept, one directory each."""
+    """Where the runs are kept, one directory each; on the disk that is measured."""
+    quick: bool = False
+    """Whether to store and measure next to nothing: to see that a benchmark works. ``loop`` has
+    its own numbers for that."""
 
     def __post_init__(self) -> None:
         split = tuple(name for entry in self.only for name in entry.split(",") if name)

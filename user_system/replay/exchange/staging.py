@@ -1,0 +1,63 @@
+"""Results that appear whole or not at all: made beside their place, synced, then renamed."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from user_system.core.errors import ConfigError, StoreError
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yield a path that nothing has; what is made there becomes ``target`` if the block ends well.
+
+    A process that is killed leaves ``.<name>.unfinished-<random>`` behind, never ``target``.
+
+    Raises:
+        ConfigError: there is something at ``target`` already.
+        StoreError: the disk failed.
+    """
+    check_free(target)
+    work = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield work
+        _sync(work)
+        check_free(target)
+        work.rename(target)
+        _sync_one(target.parent)
+    except OSError as error:
+        what = f"cannot write {target}"
+        raise StoreError(what, got=error, todo="Check space and rights.") from error
+    finally:
+        if work.is_dir():
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            work.unlink(missing_ok=True)
+
+
+def check_free(target: Path) -> None:
+    """Refuse to write over anything."""
+    if target.exists() or target.is_symlink():
+        raise ConfigError(
+            f"{target} exists already", allowed="a path that does not", todo="Choose another name."
+        )
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a directory with all that is in it, survive a power cut."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
