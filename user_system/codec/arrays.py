@@ -54,6 +54,9 @@ _NAMES |= {dtype.newbyteorder(">"): name for name, dtype in _LITTLE.items()}
 _JSON = json.JSONEncoder(separators=(",", ":"))
 _CHECKSUM = struct.Struct("<Q")
 _HEAD = _PREFIX.size + _CHECKSUM.size
+_ZEROS = bytes(ALIGN)
+_SMALL = 1 << 16
+"""Bytes below which a copy is cheaper than a call per part."""
 
 
 def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
@@ -70,7 +73,7 @@ def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
         raise SpecError("meta cannot be written as JSON", got=error) from error
     parts: list[Any] = [header, bytes(-(_HEAD + len(header)) % ALIGN)]
     for block in blocks.values():
-        parts += [raw(block), bytes(-block.nbytes % ALIGN)]
+        parts += [raw(block), _ZEROS[: -block.nbytes % ALIGN]]
     if blocks:
         parts.pop()
     else:
@@ -161,6 +164,8 @@ def checked_size(dtype: object, shape: object, max_bytes: int = MAX_BYTES) -> in
 
 
 def _digest(prefix: Buffer, parts: Sequence[Any]) -> int:
+    if sum(map(len, parts)) < _SMALL:
+        return int(xxhash.xxh3_64_intdigest(b"".join([prefix, *parts])))
     digest = xxhash.xxh3_64()
     digest.update(prefix)
     for part in parts:

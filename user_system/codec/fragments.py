@@ -10,7 +10,7 @@ decoded fragment are read-only views into the bytes it came from.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from enum import IntEnum
 from typing import Any
 
@@ -40,6 +40,17 @@ _FORMAT = 1
 _TEXTS = ("producer", "run", "task", "episode", "schema", "robot", "embodiment", "boot")
 _NUMBERS = ("epoch", "sequence", "start", "wall_ns", "wall_bound_ns")
 _OPTIONAL = ("names", "success", "void_from", "purpose")
+_FIELDS = tuple(field.name for field in fields(FragmentHeader))
+
+
+def _known(enum: type[IntEnum]) -> Array:
+    """Return for each byte whether it is a member: ten times as fast as ``np.isin``."""
+    known = np.zeros(256, bool)
+    known[list(enum)] = True
+    return known
+
+
+_LABELS = (("segment", _known(Segment), Segment), ("end", _known(End), End))
 
 
 def encode(fragment: Fragment) -> bytes:
@@ -53,7 +64,8 @@ def encode(fragment: Fragment) -> bytes:
     blocks |= {f"x/{name}": array for name, array in fragment.extras.items()}
     for name, stream in fragment.streams.items():
         blocks |= {f"t/{name}": stream.stamps, f"v/{name}": stream.values}
-    return arrays.pack({"fragment": _FORMAT, "header": asdict(fragment.header)}, blocks)
+    header = {name: getattr(fragment.header, name) for name in _FIELDS}
+    return arrays.pack({"fragment": _FORMAT, "header": header}, blocks)
 
 
 def decode(buffer: Buffer, *, max_bytes: int = arrays.MAX_BYTES) -> Fragment:
@@ -175,9 +187,8 @@ def _check_rows(fragment: Fragment) -> None:
 
 
 def _check_labels(fragment: Fragment) -> None:
-    values: tuple[tuple[str, type[IntEnum]], ...] = (("segment", Segment), ("end", End))
-    for name, enum in values:
-        if not np.isin(getattr(fragment, name), list(enum)).all():
+    for name, known, enum in _LABELS:
+        if not known[getattr(fragment, name)].all():
             _refuse(fragment, f"unknown {name}", getattr(fragment, name).tolist(), list(enum))
     if (fragment.end[:-1] != End.NONE).any():
         _refuse(fragment, "only the last step may end", fragment.end.tolist(), "0, 0, ..., end")

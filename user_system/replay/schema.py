@@ -74,6 +74,8 @@ class Schema:
         Raises:
             SpecError: naming the first field that differs.
         """
+        if other == self:
+            return
         if other.action != self.action:
             raise SpecError(
                 f"actions differ from the others of schema {self.id!r}",

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +91,8 @@ class Store:
             raise ConfigError(
                 "unknown image codec", got=sorted(unknown), allowed=", ".join(image_codecs.CODECS)
             )
+        self._schemas: dict[str, Schema] = {}
+        """Those that a snapshot had: what a transaction puts may yet be rolled back."""
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter()
 
@@ -124,6 +126,7 @@ class Store:
     def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
         ready = [entries.prepare(fragment, self._codecs) for fragment in fragments]
+        self._look_up({item.schema.id for item in ready if item.schema} - self._schemas.keys())
         outcome = self.env.write(lambda txn: self._append(txn, ready))
         self._keeper.appended(outcome.steps)
         with self._lock:
@@ -218,6 +221,16 @@ class Store:
             **self.env.stats(),
         }
 
+    def _look_up(self, schemas: Set[str]) -> None:
+        """Remember schemas that are stored; reading one for each fragment costs as much as it."""
+        if not schemas:
+            return
+        with self.env.read() as txn:
+            for name in schemas:
+                stored = txn.get(name.encode(), db=self.env.table("schemas"))
+                if stored is not None:
+                    self._schemas[name] = Schema.parse(name.encode(), bytes(stored))
+
     # --- inside a transaction --------------------------------------------------------------------
 
     def _append(self, txn: Txn, ready: Sequence[Entry]) -> _Outcome:
@@ -263,13 +276,16 @@ class Store:
         schema = item.schema
         if schema is None:
             raise SpecError("a fragment was neither prepared nor refused")
-        key, table = schema.id.encode(), self.env.table("schemas")
-        stored = txn.get(key, db=table)
-        if stored is None:
-            txn.put(key, schema.text(), db=table)
-            return ""
+        first = self._schemas.get(schema.id)
+        if first is None:
+            key, table = schema.id.encode(), self.env.table("schemas")
+            stored = txn.get(key, db=table)
+            if stored is None:
+                txn.put(key, schema.text(), db=table)
+                return ""
+            first = Schema.parse(key, bytes(stored))
         try:
-            Schema.parse(key, bytes(stored)).require(schema)
+            first.require(schema)
         except SpecError as error:
             return str(error)
         return ""
