@@ -1,12 +1,13 @@
 """Experience arriving at the replay buffer: one committer for all streams, ack after commit.
 
 Each host has one stream. Its fragments wait, in order, for the committer: a single thread that
-takes what all streams have brought within a few milliseconds, stores it in one group commit, and
-then acknowledges. A disk flush costs about the same for one fragment as for sixty-four.
+takes what all streams have brought, stores it in one group commit, and then acknowledges. A disk
+flush costs about the same for one fragment as for sixty-four, and while one runs the next group
+comes together by itself: nobody waits for company.
 
 Back-pressure has no message of its own: a stream is read only while fewer than ``credit`` of its
 fragments are unanswered, so that a slow disk fills the windows of gRPC and then the spools of the
-hosts, never this process.
+hosts, never this process. Within that, each answer says how many may be under way (``pacing``).
 """
 
 import logging
@@ -20,6 +21,7 @@ import grpc
 
 from comms import wire
 from comms.credentials import Peer
+from comms.pacing import Limits, Pacing
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
 from comms.security import identify
@@ -44,6 +46,8 @@ class _Arrival:
     stream: "_Stream"
     content: Fragment | Refused
     size: int
+    at: float
+    """Monotonic seconds of its arrival."""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -57,7 +61,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
 
     Args:
         ingest: the replay buffer.
-        credit: fragments that a host may have under way without an answer.
+        credit: fragments that a host may have under way without an answer, at most.
         commit_ms: how long the first fragment of a group waits for others.
         commit_fragments: largest group.
         commit_bytes: group size on the wire after which it is committed.
@@ -68,12 +72,13 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         ingest: Ingest,
         *,
         credit: int = 64,
-        commit_ms: float = 10.0,
+        commit_ms: float = 0.0,
         commit_fragments: int = 64,
         commit_bytes: int = 4 << 20,
     ):
         self._ingest = ingest
         self._credit = credit
+        self._pacing = Pacing(Limits(least=min(2, credit), most=credit))
         self._commit_s = commit_ms / 1000
         self._commit_fragments = commit_fragments
         self._commit_bytes = commit_bytes
@@ -85,6 +90,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._figures = dict.fromkeys(
             ("fragments", "bytes", "commits", "commit_ms", "refused", "gaps", "store_errors"), 0.0
         )
+        self._figures["credit"] = float(credit)
 
     def register(self, server: grpc.Server) -> None:
         """Add the methods to ``server``."""
@@ -270,13 +276,17 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         for stream in {arrival.stream: None for arrival in group}:
             own = [arrival for arrival in group if arrival.stream is stream]
             gaps += self._acknowledge(stream, own, refused)
+        now = time.monotonic()
         with self._lock:
+            if group:
+                self._pacing.waited(now - group[0].at, len(self._streams))
+                self._figures["credit"] = float(self._pacing.credit(len(self._streams)))
             self._figures["commits"] += bool(group)
             self._figures["fragments"] += len(group)
             self._figures["bytes"] += sum(arrival.size for arrival in group)
             self._figures["refused"] += len(refused)
             self._figures["gaps"] += gaps
-            self._figures["commit_ms"] = (time.monotonic() - started) * 1000
+            self._figures["commit_ms"] = (now - started) * 1000
 
     def _store(self, group: Sequence[_Arrival]) -> list[Refused]:
         """Store a group in order; return what was refused."""
@@ -311,7 +321,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         ]
         keys = {arrival.key for arrival in group}
         refusals = [_refusal(r) for r in refused if (r.producer, r.epoch, r.sequence) in keys]
-        ack = pb.Ack(next=nexts, credit=self._credit, refusals=refusals, gaps=gaps)
+        credit = self._pacing.credit(len(self._streams))
+        ack = pb.Ack(next=nexts, credit=credit, refusals=refusals, gaps=gaps)
         stream.answer(pb.ReplayMessage(ack=ack), len(group))
         return len(gaps)
 
@@ -350,21 +361,22 @@ def _arrival(stream: _Stream, message: pb.HostMessage) -> _Arrival:
     Raises:
         SpecError: it is no fragment at all, so that nothing could be refused by name.
     """
+    now = time.monotonic()
     if message.HasField("lost") and message.lost.source.producer:
-        return _Arrival(stream, _lost(message.lost), message.ByteSize())
+        return _Arrival(stream, _lost(message.lost), message.ByteSize(), now)
     if not message.HasField("fragment") or not message.fragment.header.source.producer:
         raise SpecError(
             "after Hello only fragments are expected", got=message.WhichOneof("message")
         )
     size = message.ByteSize()
     try:
-        return _Arrival(stream, wire.fragment_from_proto(message.fragment), size)
+        return _Arrival(stream, wire.fragment_from_proto(message.fragment), size, now)
     except UserSystemError as error:
         header = message.fragment.header
         source = header.source
         log.warning("refused fragment %d of %s: %s", header.sequence, source.producer, error)
         refused = Refused(source.producer, source.epoch, header.sequence, str(error))
-        return _Arrival(stream, refused, size)
+        return _Arrival(stream, refused, size, now)
 
 
 def _lost(message: pb.Lost) -> Refused:

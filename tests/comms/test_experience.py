@@ -224,6 +224,13 @@ def test_what_is_put_arrives_and_is_forgotten(
     credentials: Callable[[str], Credentials],
     make_fragment: Callable[..., Fragment],
 ) -> None:
+    append = ingest.append
+
+    def like_a_disk(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+        time.sleep(0.002)  # while it writes, what arrives next comes together
+        return append(fragments)
+
+    ingest.append = like_a_disk  # type: ignore[method-assign]
     for k in range(200):
         outbox.put(make_fragment(sequence=k, image=4))
     with client_of(head.start(), outbox, credentials("host-1")) as client:

@@ -1,0 +1,44 @@
+"""How much may be under way to a server: as much as it answers soon.
+
+What a producer waits for an answer is what all of them have under way, divided by what the server
+gets done. A fixed window is therefore either too small for one host behind a long link or too large
+for sixty beside each other. So the window follows the time that things wait at the server: while
+that is short it grows by one with each answer, and where it is not it shrinks by a tenth. What
+waits on a long link is not seen here and shrinks nothing.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a window."""
+
+    least: int = 2
+    """Per stream, however slow the server is: one under way and one that follows."""
+    most: int = 64
+    """Per stream, however fast it is: what one host may have in the server's memory."""
+    target_s: float = 0.015
+    """How long something may wait at the server before the window shrinks."""
+
+
+class Pacing:
+    """The window of all streams of one server together. For one thread."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._total = float(limits.most)
+
+    def waited(self, seconds: float, streams: int) -> None:
+        """Learn how long the oldest of a group waited from its arrival to its answer."""
+        if seconds > self._limits.target_s:
+            self._total *= 0.9
+        else:
+            self._total += 1
+        least, most = (n * max(1, streams) for n in (self._limits.least, self._limits.most))
+        self._total = min(max(self._total, least), most)
+
+    def credit(self, streams: int) -> int:
+        """Return what each of ``streams`` may have under way."""
+        share = int(self._total / max(1, streams))
+        return min(max(share, self._limits.least), self._limits.most)

@@ -1,0 +1,33 @@
+"""The window follows how long things wait at the server."""
+
+from comms.pacing import Limits, Pacing
+
+LIMITS = Limits(least=2, most=64, target_s=0.015)
+
+
+def test_one_stream_may_have_all_there_is() -> None:
+    assert Pacing(LIMITS).credit(1) == 64
+
+
+def test_streams_share_one_window() -> None:
+    pacing = Pacing(LIMITS)
+    assert pacing.credit(4) == 16
+    assert pacing.credit(1000) == 2
+
+
+def test_it_shrinks_while_things_wait_and_grows_back() -> None:
+    pacing = Pacing(LIMITS)
+    for _ in range(100):
+        pacing.waited(0.1, 4)
+    assert pacing.credit(4) == 2
+    for _ in range(1000):
+        pacing.waited(0.001, 4)
+    assert pacing.credit(4) == 64, "four streams may have 64 each when the server keeps up"
+
+
+def test_it_settles_where_the_wait_is_what_is_wanted() -> None:
+    """A server that does 1000 a second, with as many under way as it allows."""
+    pacing = Pacing(LIMITS)
+    for _ in range(500):
+        pacing.waited(4 * pacing.credit(4) / 1000, 4)
+    assert 8 <= 4 * pacing.credit(4) <= 20
