@@ -116,6 +116,14 @@ def unpack(
     return meta, arrays
 
 
+def stated_size(head: Buffer) -> int:
+    """Return the length that the message beginning with ``head`` states; 0 where it is none."""
+    if len(head) < _HEAD:
+        return 0
+    magic, version, _, _, _, total = _PREFIX.unpack_from(head)
+    return int(total) if magic == MAGIC and version == VERSION else 0
+
+
 def little_endian(value: Array, name: str) -> Array:
     """Return ``value`` in C order and little-endian, copied only where it is not so already.
 

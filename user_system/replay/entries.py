@@ -58,19 +58,20 @@ def prepare(fragment: Fragment, codecs: Mapping[str, image_codecs.Codec]) -> Ent
     return Entry(fragment, source, "", schema, record, pixels)
 
 
-def adopt(record: bytes, schema: Schema, groups: Sequence[tuple[int, int, images.Group]]) -> Entry:
-    """Return an entry of a fragment that a store held: its images stay as they were encoded.
+def adopt(record: bytes, schema: Schema, values: Sequence[tuple[int, int, bytes]]) -> Entry:
+    """Return an entry of a fragment that another store holds, with what it holds of its images.
+
+    Args:
+        record: as it is stored there.
+        schema: of its rows.
+        values: camera, group and value of its images.
 
     Raises:
         DamageError: the record is not one.
     """
     fragment = fragments.decode(record)
-    header = fragment.header
-    values = [
-        (camera, number, images.repack(group, identity(header), camera, number))
-        for camera, number, group in groups
-    ]
-    return Entry(fragment, source_key(header.producer, header.epoch), "", schema, record, values)
+    source = source_key(fragment.header.producer, fragment.header.epoch)
+    return Entry(fragment, source, "", schema, record, values)
 
 
 def identity(header: FragmentHeader) -> int:

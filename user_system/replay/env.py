@@ -97,6 +97,7 @@ class Env:
         readonly: a reader beside the writer, in whatever process.
         ahead: whether the kernel is to read ahead: for passes over everything, where a look at a
             few pages would otherwise read megabytes.
+        format: number of the format that it must be of.
         careful: look at a suspicious file in a child process before mapping it; off in that child.
     """
 
@@ -108,11 +109,13 @@ class Env:
         *,
         readonly: bool = False,
         ahead: bool = False,
+        format: int = layout.FORMAT,
         careful: bool = True,
     ):
         self.path = Path(path)
         self.readonly = readonly
         self._ahead = ahead
+        self._format = format
         self.careful = careful
         self._kind = kind
         self._names = tuple(tables)
@@ -142,7 +145,7 @@ class Env:
             )
         if create and not (self.path / layout.MANIFEST).exists():
             self._create()
-        layout.check_manifest(self.path, self._kind)
+        layout.check_manifest(self.path, self._kind, self._format)
         missing = layout.missing_pages(self.path)
         if missing and self.careful:
             probe.require_readable(self.path, missing)
@@ -227,6 +230,21 @@ class Env:
                 except lmdb.Error as error:
                     raise self._explain(error, "write") from error
 
+    def copy(self, target: Path) -> None:
+        """Write the file as it is at this moment to an empty directory; positions stay the same.
+
+        Raises:
+            StoreError: the disk is full or failed.
+        """
+        self._check_usable()
+        self._gate.enter()
+        try:
+            self._env.copy(str(target), compact=False)
+        except lmdb.Error as error:
+            raise StoreError(f"cannot copy {self.path} to {target}", got=error) from error
+        finally:
+            self._gate.leave()
+
     def transaction(self) -> int:
         """Return the number of the last committed transaction: unchanged, nothing is new.
 
@@ -256,6 +274,16 @@ class Env:
         stats = (txn.stat(self._tables[name]) for name in self._names)
         pages = (s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
         return int(sum(pages)) * int(self._env.stat()["psize"])
+
+    def readers(self) -> str:
+        """Return LMDB's table of readers: process, thread, snapshot; a line each."""
+        self._check_usable()
+        return str(self._env.readers())
+
+    def size(self) -> int:
+        """Return the bytes of the file that were ever used."""
+        self._check_usable()
+        return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
 
     def stats(self) -> dict[str, float]:
         """Return map size, file size, free disk space, readers and pages in use."""

@@ -62,6 +62,12 @@ def key(offset: int, camera: int, group: int) -> bytes:
     return _KEY.pack(offset, camera, group)
 
 
+def parse_key(data: bytes) -> tuple[int, int, int]:
+    """Return (offset, camera, group)."""
+    offset, camera, group = _KEY.unpack(data)
+    return offset, camera, group
+
+
 def values(
     fragment: Fragment, identity: int, schema: Schema, codec_of: Mapping[str, codecs.Codec]
 ) -> Iterator[tuple[int, int, bytes]]:

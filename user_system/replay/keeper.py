@@ -1,14 +1,15 @@
-"""What a writer does beside writing: it puts the log into blocks, so that readers start fast."""
+"""What a writer does beside writing: blocks, so that readers start fast, and a look at readers."""
 
 import logging
 import threading
+import time
 
 from user_system.core.errors import UserSystemError
 from user_system.replay import tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env, Txn
 from user_system.replay.index import read_fragments
-from user_system.replay.retention import Retention
+from user_system.replay.pinning import Pinning
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ BLOCK_STEPS = 4096
 """Steps that share a block: a few megabytes, of which none is ever written twice."""
 
 _PERIOD_S = 1.0
+"""How often it looks at the readers."""
 
 
 class Keeper:
@@ -23,12 +25,12 @@ class Keeper:
 
     Args:
         env: the writer's environment.
-        retention: what makes room.
+        pinning: watches the readers.
     """
 
-    def __init__(self, env: Env, retention: Retention):
+    def __init__(self, env: Env, pinning: Pinning):
         self._env = env
-        self._retention = retention
+        self._pinning = pinning
         self._steps = 0
         self._due = threading.Event()
         self._over = threading.Event()
@@ -64,17 +66,18 @@ class Keeper:
                 pass
 
     def _run(self) -> None:
-        while True:
-            self._due.wait()
+        while not self._over.is_set():
+            due = self._due.wait(_PERIOD_S)
             self._due.clear()
             if self._over.is_set():
                 return
             try:
-                self.tend()
+                self._pinning.clear(time.monotonic())
+                if due:
+                    self.tend()
             except UserSystemError as error:
                 # Nothing is lost: readers go on with the log itself, and an append tries again.
-                log.error("%s could not be put into blocks: %s", self._env.path, error)
-                self._over.wait(_PERIOD_S)
+                log.error("%s could not be tended: %s", self._env.path, error)
 
     def _seal(self) -> bool:
         """Make the next blocks where there are steps enough; return whether there may be more."""

@@ -4,6 +4,7 @@ LMDB trusts its file: a page that is not there is a SIGBUS, a wrong version unde
 and the two meta pages are read with plain I/O first, and a manifest beside them says what is in it.
 
     ../NAME.made    beside the directory: it was made once, so it is never made anew unasked
+    schemas.json    shapes of the rows, once more: what a damaged file is useless without
     manifest.json   kind, format version of our records, major version of LMDB's file format
     data.mdb        LMDB's pages
     lock.mdb        LMDB's reader table; worth nothing once nobody has it open
@@ -13,14 +14,17 @@ and the two meta pages are read with plain I/O first, and a manifest beside them
 import errno
 import fcntl
 import json
+import logging
 import os
+import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from user_system.core.errors import DamageError, StoreError
+from user_system.replay.schema import Schema
 
 FORMAT = 2
 """Version of our records; a store of another one is refused, never guessed at."""
@@ -28,7 +32,9 @@ FORMAT = 2
 LMDB_FORMAT = "0.9"
 """LMDB 1.0 files are not readable by 0.9 and the other way round."""
 
-MANIFEST, DATA = "manifest.json", "data.mdb"
+MANIFEST, SCHEMAS, DATA = "manifest.json", "schemas.json", "data.mdb"
+
+log = logging.getLogger(__name__)
 
 _MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
 _PAGE_HEADER = 16
@@ -48,13 +54,37 @@ def verify_hint(path: Path) -> str:
 def write_manifest(path: Path, kind: str) -> None:
     """Write the manifest of a new directory: whole or not at all."""
     text = json.dumps({"kind": kind, "format": FORMAT, "lmdb": LMDB_FORMAT}, indent=1) + "\n"
-    temporary = path / (MANIFEST + ".new")
+    replace(path / MANIFEST, text)
+
+
+def write_schemas(path: Path, schemas: Iterable[Schema]) -> None:
+    """Keep schemas beside the file that they are needed for."""
+    texts = {schema.id: json.loads(schema.text()) for schema in schemas}
+    replace(path / SCHEMAS, json.dumps(texts, indent=1) + "\n")
+
+
+def read_schemas(path: Path) -> Mapping[str, Schema]:
+    """Return the schemas that were kept beside the file; none where that is not readable."""
+    if not (path / SCHEMAS).exists():
+        return {}
+    try:
+        texts = json.loads((path / SCHEMAS).read_text())
+        parsed = [Schema.parse(name.encode(), json.dumps(text)) for name, text in texts.items()]
+    except (OSError, ValueError, AttributeError, DamageError) as error:
+        log.warning("%s is not readable: %s", path / SCHEMAS, error)
+        return {}
+    return {schema.id: schema for schema in parsed}
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a small file: after a power cut it is the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(path / MANIFEST)
-    sync_directory(path)
+    temporary.rename(path)
+    sync_directory(path.parent)
 
 
 def made_mark(path: Path) -> Path:
@@ -68,6 +98,23 @@ def remember_made(path: Path) -> None:
     if not mark.exists():
         mark.touch(mode=0o600)
         sync_directory(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_directory(path: Path) -> None:
@@ -115,7 +162,20 @@ def kind(path: Path) -> str:
     return str(_read_manifest(path).get("kind"))
 
 
-def check_manifest(path: Path, kind: str) -> None:
+def format_of(path: Path) -> int:
+    """Return the format number that a directory was written in.
+
+    Raises:
+        StoreError: there is none.
+        DamageError: its manifest is not readable.
+    """
+    number = _read_manifest(path).get("format")
+    if type(number) is not int:
+        raise DamageError(f"{path / MANIFEST} is not readable", got=number, todo=verify_hint(path))
+    return number
+
+
+def check_manifest(path: Path, kind: str, format: int = FORMAT) -> None:
     """Refuse a directory that is not of this kind and format.
 
     Raises:
@@ -124,7 +184,14 @@ def check_manifest(path: Path, kind: str) -> None:
     """
     manifest = _read_manifest(path)
     found = {key: manifest.get(key) for key in ("kind", "format", "lmdb")}
-    wanted = {"kind": kind, "format": FORMAT, "lmdb": LMDB_FORMAT}
+    wanted = {"kind": kind, "format": format, "lmdb": LMDB_FORMAT}
+    if found != wanted and found == {**wanted, "format": 1} and kind == "replay":
+        raise StoreError(
+            f"{path} was written by an earlier version",
+            got=found,
+            allowed=wanted,
+            todo=f"Run `user-system replay compact {path}`: it writes the store anew, as of today.",
+        )
     if found != wanted:
         raise StoreError(
             f"{path} was written in a format that this version does not read",

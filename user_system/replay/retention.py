@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from user_system.codec import arrays
+from user_system.codec import arrays, fragments
 from user_system.core.errors import SpecError, StoreError
-from user_system.replay import images, places, tables
+from user_system.replay import entries, images, places, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.ledger import LIVE, Ledger
+from user_system.replay.pinning import Pinning
 from user_system.replay.tables import U64
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,14 @@ log = logging.getLogger(__name__)
 _ROOM = 0.02
 """Share of the quota that is made free at once: small enough for one transaction, large enough that
 it is not needed with each append."""
+
+_OUTGROWN = 1.2
+"""File size, as a share of the quota, from which a reader's snapshot is not waited for."""
+
+_PATIENCE_S = 1.0
+"""Age of a snapshot that nobody of ours needs."""
+
+_LOOK_S = 0.005
 
 _MOST_AT_ONCE = 256 << 20
 """Bytes removed in one transaction, or those who wait for an ack would notice."""
@@ -34,12 +43,14 @@ class Retention:
     Args:
         env: the writer's environment.
         ledger: its books.
+        pinning: knows who keeps pages from being used again.
         quota_bytes: None: no limit but the disk's.
     """
 
-    def __init__(self, env: Env, ledger: Ledger, quota_bytes: int | None):
+    def __init__(self, env: Env, ledger: Ledger, pinning: Pinning, quota_bytes: int | None):
         self._env = env
         self._ledger = ledger
+        self._pinning = pinning
         self._quota = quota_bytes
 
     def live_bytes(self, txn: Txn) -> int:
@@ -54,6 +65,7 @@ class Retention:
         """
         if self._quota is None:
             return
+        self._check_file()
         excess = self.live_bytes(txn) - int(self._quota * (1 - _ROOM))
         if excess <= 0:
             return
@@ -67,6 +79,28 @@ class Retention:
                 allowed=f"{self._quota >> 20} MiB",
                 todo="Give the replay a larger quota.",
             )
+
+    def _check_file(self) -> None:
+        """Refuse to let the file grow while somebody keeps what was removed from being used again.
+
+        Raises:
+            StoreError: the file has outgrown its quota, and a reader's snapshot is why.
+        """
+        if self._quota is None or self._env.size() < _OUTGROWN * self._quota:
+            return
+        newest = self._env.transaction()
+        while (pinned := self._pinning.look(time.monotonic())) is not None:
+            pin, age_s = pinned
+            if pin.transaction >= newest:
+                return  # what it keeps is not removed yet
+            if age_s > _PATIENCE_S:
+                raise StoreError(
+                    f"{self._env.path} may not grow: process {pin.pid} keeps what was removed",
+                    got=f"{self._env.size() >> 20} MiB, a snapshot of {age_s:.0f} s",
+                    allowed=f"{int(_OUTGROWN * self._quota) >> 20} MiB",
+                    todo="It goes on when that process does, or is ended, which happens by itself.",
+                )
+            time.sleep(_LOOK_S)
 
     def delete(self, episode: str, *, who: str, why: str) -> int:
         """Remove every episode of this id; see ``Store.delete``."""
@@ -86,6 +120,7 @@ class Retention:
     def remove(self, txn: Txn, keys: Sequence[bytes], *, who: str, why: str) -> list[int]:
         """Remove episodes by their keys in the ledger; return the offsets of their fragments."""
         offsets = sorted(offset for key in keys for offset in self._ledger.remove(txn, key))
+        identities = [self._identity(txn, offset) for offset in offsets]
         for offset in offsets:
             txn.delete(U64.pack(offset), db=self._env.table("log"))
             self._remove_images(txn, offset)
@@ -93,10 +128,16 @@ class Retention:
             number = tables.count(txn, self._env, "gone")
             meta: dict[str, arrays.Json] = {"who": who, "why": why, "episodes": len(keys)}
             meta["wall_ns"] = time.time_ns()
-            record = arrays.pack(meta, {"offsets": np.array(offsets, np.uint64)})
+            columns = {"offsets": offsets, "identities": identities}
+            record = arrays.pack(meta, {n: np.array(v, np.uint64) for n, v in columns.items()})
             txn.put(U64.pack(number), record, db=self._env.table("gone"), append=True)
             self._remove_blocks(txn)
         return offsets
+
+    def _identity(self, txn: Txn, offset: int) -> int:
+        """Return who a fragment is, so that it stays removed whatever is made of this store."""
+        value = txn.get(U64.pack(offset), db=self._env.table("log"))
+        return 0 if value is None else entries.identity(fragments.decode(value).header)
 
     def _remove_images(self, txn: Txn, offset: int) -> None:
         key, table = U64.pack(offset), self._env.table("places")

@@ -49,7 +49,7 @@ class Schema:
         return cls(fragment.header.schema, fragment.executed.shape[1], fields, images)
 
     @classmethod
-    def parse(cls, key: bytes, text: bytes) -> "Schema":
+    def parse(cls, key: bytes, text: bytes | str) -> "Schema":
         """Return the schema that ``text`` holds.
 
         Raises:

@@ -1,8 +1,9 @@
 """The writer: fragments in, exactly once, on disk before the call returns. See ``tables``."""
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
 from user_system.core.types import Array, Fragment
-from user_system.replay import entries, images, mapped, places, tables
+from user_system.replay import entries, images, layout, mapped, places, tables
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
 from user_system.replay.ledger import Ledger
+from user_system.replay.pinning import LIMIT_S, Pinning
 from user_system.replay.retention import Retention
 from user_system.replay.schema import Schema
 from user_system.replay.tables import KIND, TABLES, U64
@@ -45,6 +47,7 @@ class _Outcome:
     steps: int = 0
     duplicates: int = 0
     gaps: int = 0
+    new_schemas: bool = False
 
     def counts(self) -> dict[str, int]:
         """Return how many of each."""
@@ -68,6 +71,7 @@ class Store:
         codecs: image field -> codec; ``raw`` where not named.
         quota_bytes: of what is stored; the oldest autonomous episodes go first when it is reached.
             None: the disk is the quota.
+        reader_limit_s: age of a snapshot at which its process is ended, see ``pinning``.
 
     Example::
 
@@ -81,11 +85,13 @@ class Store:
         *,
         codecs: Mapping[str, image_codecs.Codec] | None = None,
         quota_bytes: int | None = None,
+        reader_limit_s: float = LIMIT_S,
     ):
         self.env = Env(path, KIND, TABLES)
         self._ledger = Ledger(self.env)
-        self._retention = Retention(self.env, self._ledger, quota_bytes)
-        self._keeper = Keeper(self.env, self._retention)
+        pinning = Pinning(self.env, reader_limit_s)
+        self._retention = Retention(self.env, self._ledger, pinning, quota_bytes)
+        self._keeper = Keeper(self.env, pinning)
         self._codecs = dict(codecs or {})
         if unknown := set(self._codecs.values()) - set(image_codecs.CODECS):
             raise ConfigError(
@@ -104,6 +110,10 @@ class Store:
             DamageError: damaged; the message says what and which command helps.
         """
         self.env.open(create=create)
+        with self.env.read() as txn:
+            self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+        if self._schemas.keys() != layout.read_schemas(self.env.path).keys():
+            layout.write_schemas(self.env.path, self._schemas.values())
         self._keeper.start()
         return self
 
@@ -126,12 +136,63 @@ class Store:
     def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
         ready = [entries.prepare(fragment, self._codecs) for fragment in fragments]
-        self._look_up({item.schema.id for item in ready if item.schema} - self._schemas.keys())
         outcome = self.env.write(lambda txn: self._append(txn, ready))
-        self._keeper.appended(outcome.steps)
-        with self._lock:
-            self._totals.update(outcome.counts())
+        self._took(outcome)
         return outcome.refused
+
+    def adopt(self, ready: Sequence[Entry]) -> None:
+        """Store entries of another store, in order, as they are; what is missing is passed over.
+
+        One that this store has already, by producer, epoch and sequence, is left out.
+
+        Raises:
+            SpecError: one does not stack with what is here; nothing of this call is stored.
+        """
+
+        def work(txn: Txn) -> _Outcome:
+            outcome = _Outcome()
+            for item in ready:
+                if item.fragment.header.sequence < self._expected(txn, item.source):
+                    outcome.duplicates += 1
+                    continue
+                if reason := self._unlike(txn, item, outcome):
+                    raise SpecError(reason, todo="Take it into a store of its own.")
+                self._put(txn, item.source, item)
+                outcome.fragments += 1
+                outcome.steps += len(item.fragment)
+            return outcome
+
+        self._took(self.env.write(work))
+
+    def adopt_labels(self, records: Sequence[bytes]) -> None:
+        """Store labels of another store, in order, after those that are here."""
+
+        def work(txn: Txn) -> int:
+            for record in records:
+                number = tables.count(txn, self.env, "label")
+                txn.put(U64.pack(number), record, db=self.env.table("labels"), append=True)
+            return len(records)
+
+        written = self.env.write(work)
+        with self._lock:
+            self._totals["appended_labels"] += written
+
+    def carry(self, expected: Mapping[bytes, int], refused: Mapping[bytes, bytes]) -> None:
+        """Know how far producers were elsewhere: what they sent there is not taken again.
+
+        Args:
+            expected: rows of the table ``next``.
+            refused: rows of the table ``refused``.
+        """
+
+        def work(txn: Txn) -> None:
+            for source, number in expected.items():
+                if number > self._expected(txn, source):
+                    tables.put(txn, self.env, "next", source, U64.pack(number))
+            for key, why in refused.items():
+                tables.put(txn, self.env, "refused", key, why)
+
+        self.env.write(work)
 
     def skip(self, refused: Refused) -> None:
         """Move ``expected`` past a fragment that never comes; see ``core.ports.Ingest.skip``."""
@@ -177,9 +238,9 @@ class Store:
         """
         blocks = _label_blocks(name, values)
         meta = {"episode": episode, "name": name, "version": version, "success": success}
-        record = arrays.pack(meta, blocks)
+        record = arrays.pack({**meta, "wall_ns": time.time_ns()}, blocks)
         of = xxhash.xxh3_128_digest("\0".join((episode, name, version)).encode())
-        says = xxhash.xxh3_128_digest(record)
+        says = xxhash.xxh3_128_digest(arrays.pack(meta, blocks))
 
         def work(txn: Txn) -> bool:
             if tables.get(txn, self.env, "versions", of) == says:
@@ -221,15 +282,15 @@ class Store:
             **self.env.stats(),
         }
 
-    def _look_up(self, schemas: Set[str]) -> None:
-        """Remember schemas that are stored; reading one for each fragment costs as much as it."""
-        if not schemas:
-            return
-        with self.env.read() as txn:
-            for name in schemas:
-                stored = txn.get(name.encode(), db=self.env.table("schemas"))
-                if stored is not None:
-                    self._schemas[name] = Schema.parse(name.encode(), bytes(stored))
+    def _took(self, outcome: _Outcome) -> None:
+        """Note what a transaction did that is on disk now."""
+        if outcome.new_schemas:
+            with self.env.read() as txn:
+                self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+            layout.write_schemas(self.env.path, self._schemas.values())
+        self._keeper.appended(outcome.steps)
+        with self._lock:
+            self._totals.update(outcome.counts())
 
     # --- inside a transaction --------------------------------------------------------------------
 
@@ -247,7 +308,7 @@ class Store:
                 self._repeat(txn, source, item.fragment, outcome)
             elif header.sequence > expected:
                 outcome.gaps += 1
-            elif reason := item.refusal or self._unlike(txn, item):
+            elif reason := item.refusal or self._unlike(txn, item, outcome):
                 refused = _refused(item.fragment, reason)
                 self._refuse(txn, source, refused)
                 outcome.refused.append(refused)
@@ -271,7 +332,7 @@ class Store:
         tables.put(txn, self.env, "refused", key, refused.reason.encode())
         tables.put(txn, self.env, "next", source, U64.pack(refused.sequence + 1))
 
-    def _unlike(self, txn: Txn, item: Entry) -> str:
+    def _unlike(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
         schema = item.schema
         if schema is None:
@@ -282,6 +343,7 @@ class Store:
             stored = txn.get(key, db=table)
             if stored is None:
                 txn.put(key, schema.text(), db=table)
+                outcome.new_schemas = True
                 return ""
             first = Schema.parse(key, bytes(stored))
         try:

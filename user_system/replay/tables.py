@@ -30,6 +30,7 @@ import xxhash
 from user_system.core.errors import DamageError
 from user_system.replay.env import Env, Txn
 from user_system.replay.mapped import position
+from user_system.replay.schema import Schema
 
 KIND = "replay"
 TABLES = (
@@ -117,6 +118,19 @@ class BlockPlace(NamedTuple):
     position: int
     """In the file."""
     length: int
+
+
+def schemas(txn: Txn, env: Env) -> Iterator[Schema]:
+    """Yield the schemas of a store.
+
+    Raises:
+        DamageError: one is not readable.
+    """
+    cursor = txn.cursor(env.table("schemas"))
+    there = cursor.first()
+    while there:
+        yield Schema.parse(bytes(cursor.key()), bytes(cursor.value()))
+        there = cursor.next()
 
 
 def put_block(txn: Txn, env: Env, start: int, part: int, end: int, data: bytes) -> None:

@@ -1,0 +1,65 @@
+"""A copy of a store that is in use, and the way back.
+
+The copy is one snapshot: what was acknowledged before it began is in it. Pages are copied as they
+are, so a backup is a store like any other, and can be read where it lies.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from user_system.core.errors import DamageError, StoreError
+from user_system.replay import layout, tables, verify
+from user_system.replay.env import Env
+from user_system.replay.pinning import backup_lock
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+
+def backup(path: Path | str, target: Path | str, *, progress: Progress = lambda *_: None) -> Path:
+    """Copy a store as it is at this moment, while it may be written to, and check the copy.
+
+    Raises:
+        StoreError: there is no store, or ``target`` is taken.
+        DamageError: the copy is damaged, so the store is.
+    """
+    path, target = Path(path), Path(target)
+    if target.exists():
+        raise StoreError(f"{target} is there already", allowed="a new place")
+    fresh = target.with_name(target.name + ".new")
+    layout.remove(fresh)
+    fresh.mkdir(parents=True)
+    progress("copying", 0, 2)
+    with Env(path, tables.KIND, tables.TABLES, readonly=True, ahead=True).open() as env:
+        with backup_lock(path):
+            env.copy(fresh)
+        with env.read() as txn:
+            layout.write_schemas(fresh, tables.schemas(txn, env))
+    shutil.copy(path / layout.MANIFEST, fresh / layout.MANIFEST)
+    layout.sync_file(fresh / layout.DATA)
+    progress("checking the copy", 1, 2)
+    findings = verify.verify(fresh)
+    if not findings.ok:
+        raise DamageError(f"the copy of {path} is damaged", got="; ".join(findings.damaged[:5]))
+    fresh.rename(target)
+    layout.sync_directory(target.parent)
+    progress("checking the copy", 2, 2)
+    return target
+
+
+def restore(source: Path | str, path: Path | str, *, progress: Progress = lambda *_: None) -> Path:
+    """Put a backup where a store was, after checking it.
+
+    Raises:
+        StoreError: something is there.
+        DamageError: the backup is damaged.
+    """
+    source, path = Path(source), Path(path)
+    if path.exists():
+        raise StoreError(
+            f"{path} is there already", todo="Move it aside first; a restore never overwrites."
+        )
+    backup(source, path, progress=progress)
+    layout.remember_made(path)
+    return path

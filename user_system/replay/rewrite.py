@@ -1,0 +1,215 @@
+"""One store written into another, entry by entry: to compact, to merge, to change the format.
+
+Every record and image is checked on the way; images stay as they were encoded. What the source had
+removed is not there to be copied, and what it knew of its producers goes along, so that a host that
+sends again what it sent to the old store is understood by the new one.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from user_system.codec import arrays, fragments
+from user_system.core.errors import DamageError
+from user_system.replay import entries, images, layout, legacy, tables, verify
+from user_system.replay.entries import Entry
+from user_system.replay.env import Env, Txn
+from user_system.replay.schema import Schema
+from user_system.replay.store import Store
+from user_system.replay.tables import U64
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+_BATCH_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """What was copied."""
+
+    records: int
+    steps: int
+    labels: int
+    damaged: int
+    """Records and groups of images that are not what was written: left out."""
+    repeated: int
+    """Records that the target had already."""
+
+
+def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewritten:
+    """Write a store anew in its place: in today's format, without what was removed from it.
+
+    The old one is deleted when every byte of the new one was read back and is right.
+
+    Raises:
+        StoreError: there is no store, or somebody writes to it.
+        DamageError: it is damaged; nothing was changed. Salvage it instead.
+    """
+    path = Path(path)
+    fresh, old = (path.with_name(f"{path.name}.{name}") for name in ("compacting", "before"))
+    for left in (fresh, layout.made_mark(fresh)):
+        layout.remove(left)
+    with layout.writer_lock(path):
+        done = rewrite([path], fresh, progress=progress)
+        if done.damaged:
+            layout.remove(fresh)
+            raise DamageError(
+                f"{path} is damaged", got=f"{done.damaged} values", todo=layout.verify_hint(path)
+            )
+        progress("checking what was written", 0, 1)
+        findings = verify.verify(fresh)
+        if not findings.ok:
+            raise DamageError(f"{fresh} is not what was written", got=findings.damaged[:5])
+        progress("checking what was written", 1, 1)
+        path.rename(old)
+        fresh.rename(path)
+        layout.sync_directory(path.parent)
+    layout.remove(layout.made_mark(fresh))
+    layout.remove(old)
+    return done
+
+
+def rewrite(
+    sources: Sequence[Path | str], target: Path | str, *, progress: Progress = lambda *_: None
+) -> Rewritten:
+    """Write all that some stores hold into a new one, or into one that is there.
+
+    Raises:
+        StoreError: a source is not a store.
+        SpecError: rows of one do not stack with those of the others.
+    """
+    with Store(target).open(create=not (Path(target) / layout.MANIFEST).exists()) as store:
+        before = store.stats()
+        damaged = sum(_Copy(Path(source), store, progress).run() for source in sources)
+        after = store.stats()
+    gained = {key: int(after[key] - before[key]) for key in ("fragments", "labels")}
+    return Rewritten(
+        gained["fragments"],
+        int(after["appended_steps"]),
+        gained["labels"],
+        damaged,
+        int(after["duplicates"]),
+    )
+
+
+class _Copy:
+    """One source on its way into a store."""
+
+    def __init__(self, source: Path, store: Store, progress: Progress):
+        self._format = layout.format_of(source)
+        names = legacy.TABLES if self._format == legacy.FORMAT else tables.TABLES
+        self._env = Env(source, tables.KIND, names, readonly=True, ahead=True, format=self._format)
+        self._store = store
+        self._progress = progress
+        self._damaged = 0
+
+    def run(self) -> int:
+        """Copy everything; return how many values were damaged."""
+        with self._env.open():
+            with self._env.read() as txn:
+                self._schemas = {schema.id: schema for schema in tables.schemas(txn, self._env)}
+            start = 0
+            while (start := self._copy_from(start)) >= 0:
+                pass
+            self._copy_labels()
+            with self._env.read() as txn:
+                self._store.carry(dict(self._sealed(txn, "next")), self._sealed_text(txn))
+        return self._damaged
+
+    def _copy_from(self, start: int) -> int:
+        """Copy one batch from offset ``start``; return where to go on, -1 at the end."""
+        batch: list[Entry] = []
+        size, following = 0, -1
+        with self._env.read() as txn:
+            total = self._total(txn)
+            for offset, value in tables.entries(txn, self._env, "log", start):
+                if size > _BATCH_BYTES:
+                    following = offset
+                    break
+                try:
+                    batch.append(self._entry(txn, offset, bytes(value)))
+                    size += batch[-1].size
+                except DamageError as error:
+                    self._damaged += 1
+                    log.error("record %d of %s is left out: %s", offset, self._env.path, error)
+        self._store.adopt(batch)
+        self._progress(
+            f"copying {self._env.path.name}", total if following < 0 else following, total
+        )
+        return following
+
+    def _entry(self, txn: Txn, offset: int, record: bytes) -> Entry:
+        header = fragments.decode(record).header
+        schema = self._schemas.get(header.schema)
+        if schema is None:
+            raise DamageError(f"schema {header.schema!r} is missing")
+        values = [
+            (camera, number, value)
+            for camera, number, data in self._images(txn, offset)
+            if (value := self._image_value(entries.identity(header), camera, number, data, schema))
+        ]
+        return entries.adopt(record, schema, values)
+
+    def _images(self, txn: Txn, offset: int) -> Iterator[tuple[int, int, memoryview]]:
+        cursor = txn.cursor(self._env.table("images"))
+        there = cursor.set_range(images.key(offset, 0, 0))
+        while there and bytes(cursor.key()).startswith(U64.pack(offset)):
+            camera, number = images.parse_key(bytes(cursor.key()))[1:]
+            yield camera, number, cursor.value()
+            there = cursor.next()
+
+    def _image_value(
+        self, identity: int, camera: int, number: int, data: memoryview, schema: Schema
+    ) -> bytes:
+        """Return a value as today's format has it; empty where it is not readable."""
+        try:
+            if self._format == legacy.FORMAT:
+                return images.repack(legacy.parse_group(data), identity, camera, number)
+            shape = list(schema.images.values())[camera]
+            group = images.parse(data, shape, (identity, camera, number))
+            for i in range(len(group)):
+                group.bytes(i)
+            return bytes(data)
+        except (DamageError, IndexError) as error:
+            self._damaged += 1
+            log.error("images of %s are left out: %s", self._env.path, error)
+            return b""
+
+    def _copy_labels(self) -> None:
+        with self._env.read() as txn:
+            found = [
+                (number, bytes(v)) for number, v in tables.entries(txn, self._env, "labels", 0)
+            ]
+        records = []
+        for number, record in found:
+            try:
+                meta, blocks = arrays.unpack(record)
+                records.append(arrays.pack({"wall_ns": number, **meta}, blocks))
+            except DamageError as error:
+                self._damaged += 1
+                log.error("label %d of %s is left out: %s", number, self._env.path, error)
+        self._store.adopt_labels(records)
+
+    def _total(self, txn: Txn) -> int:
+        if self._format == legacy.FORMAT:
+            return legacy.peek(txn, self._env, "offset")
+        return tables.peek(txn, self._env, "offset")
+
+    def _sealed(self, txn: Txn, table: str) -> Iterator[tuple[bytes, int]]:
+        for key, value in self._rows(txn, table):
+            yield key, int(U64.unpack(value)[0])
+
+    def _sealed_text(self, txn: Txn) -> dict[bytes, bytes]:
+        return dict(self._rows(txn, "refused"))
+
+    def _rows(self, txn: Txn, table: str) -> Iterator[tuple[bytes, bytes]]:
+        cursor = txn.cursor(self._env.table(table))
+        there = cursor.first()
+        while there:
+            key, value = bytes(cursor.key()), bytes(cursor.value())
+            yield key, value if self._format == legacy.FORMAT else tables.unseal(key, value)
+            there = cursor.next()
