@@ -133,6 +133,45 @@ def import_(
     )
 
 
+@replay_app.command("report")
+def report(
+    store: Store,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; report.html if not said.")
+    ] = None,
+    run: Annotated[Names, typer.Option(metavar="RUN", help="Only of these runs.")] = None,
+    task: Annotated[Names, typer.Option(metavar="TASK", help="Only of these tasks.")] = None,
+    robot: Annotated[Names, typer.Option(metavar="ROBOT", help="Only of these robots.")] = None,
+    field: Annotated[
+        Names, typer.Option(metavar="FIELD", help="Observation fields that make the state.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples it is made with.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say how good the data are to learn from, by who drove: one HTML page; the store is only read.
+
+    With --json the numbers are printed, and a page is made only where --out names one.
+    """
+    from user_system.cluster import quality_page
+    from user_system.replay import quality
+
+    page = out if as_json else out or Path("report.html")
+    if page is not None:
+        quality_page.prepare(page)
+    options = quality.Options(seed=seed, fields=tuple(field or ()))
+    with _episodes(store, run, task, robot) as episodes, _bar() as progress:
+        found = quality.examine(episodes, options, progress)
+    if page is not None:
+        quality_page.write(found, page)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+        return
+    for finding in found.findings:
+        print(f"{finding.about}: {finding.text}")
+    read = found.read
+    print(f"{page}: {read['episodes']} episodes, {read['steps']} steps")
+
+
 @contextmanager
 def _episodes(store: Path, run: Names, task: Names, robot: Names) -> "Iterator[Episodes]":
     """Open a store for reading and yield what is asked for."""

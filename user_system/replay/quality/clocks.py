@@ -56,9 +56,7 @@ class Clock:
         used = np.flatnonzero(self._counts)
         periods = np.rint(self._sums[used] / self._counts[used] / middle)
         missed = int((self._counts[used] * np.maximum(0, periods - 1)).sum())
-        return Timing(
-            middle / 1e6, self._quantile(0.99) / 1e6, self._longest / 1e6, total, missed
-        )
+        return Timing(middle / 1e6, self._quantile(0.99) / 1e6, self._longest / 1e6, total, missed)
 
     def _quantile(self, share: float) -> float:
         """Return the mean of the bin in which a quantile lies."""

@@ -1,8 +1,6 @@
 """Numbers that say how sure they are, or why there is none."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -40,16 +38,12 @@ class Estimate:
         """Return whether all of this interval lies above all of the other's."""
         return self.low is not None and other.high is not None and self.low > other.high
 
-    def plain(self) -> Mapping[str, Any]:
-        """Return it for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
-
-def too_few(steps: int, episodes: int) -> str:
-    """Return why so many steps of so many episodes are too few; empty if they are enough."""
+def too_few(steps: int, episodes: int, what: str = "") -> str:
+    """Return how far so many steps of so many episodes are from enough; empty if they are."""
     if episodes < MIN_EPISODES:
-        return f"too few episodes ({episodes}; {MIN_EPISODES} are needed)"
-    return f"too few steps ({steps}; {MIN_STEPS} are needed)" if steps < MIN_STEPS else ""
+        return f"too few: {episodes} of {MIN_EPISODES} episodes{what}"
+    return f"too few: {steps} of {MIN_STEPS} steps{what}" if steps < MIN_STEPS else ""
 
 
 def blocks(episodes: Array) -> Array:
@@ -82,6 +76,16 @@ def mean(values: Array, episodes: Array, resamples: int, rng: np.random.Generato
     w = draws(len(sums), resamples, rng)
     low, high = interval((w @ sums) / (w @ sizes))
     return Estimate(float(values.mean()), low, high, len(values), count)
+
+
+def mean_of_episodes(values: Array, resamples: int, rng: np.random.Generator) -> Estimate:
+    """Return the mean of values ``[n]``, one for each episode, bootstrapped."""
+    count = len(values)
+    if count < MIN_EPISODES:
+        return Estimate.none(too_few(0, count), episodes=count)
+    means = np.array([rng.choice(values, count).mean() for _ in range(resamples)])
+    low, high = interval(means)
+    return Estimate(float(values.mean()), low, high, episodes=count)
 
 
 def root(squared: Estimate) -> Estimate:

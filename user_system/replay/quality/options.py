@@ -9,7 +9,8 @@ MIN_EPISODES = 5
 MIN_STEPS = 50
 """Nor one with fewer steps that can be compared."""
 GROUPS = 32
-"""Groups (task, schema, segment, actor) that are sampled; the steps of further ones are counted."""
+"""Groups (task, schema, segment, actor) that are sampled; the steps of further ones are counted.
+As many (task, schema, robot) besides."""
 SCORED_EPISODES = 4000
 """Stretches (episode, segment) of which the most divergent are looked for."""
 SCORED_STEPS = 16
@@ -48,4 +49,6 @@ class Options:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ConfigError(f"{name} of a quality report", got=value, allowed=f"{low}..{high}")
+                raise ConfigError(
+                    f"{name} of a quality report", got=value, allowed=f"{low}..{high}"
+                )

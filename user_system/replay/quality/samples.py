@@ -1,4 +1,4 @@
-"""What is kept of a stream of steps: exact moments, and random samples of bounded size."""
+"""Random samples of bounded size from a stream of steps."""
 
 from collections.abc import Mapping
 
@@ -53,34 +53,3 @@ class Reservoir:
         self._keys, self._held = [keys[best]], len(best)
         if len(best) == self._capacity:
             self._limit = float(keys[best[-1]])
-
-
-class Moments:
-    """Mean and variance of all rows that were offered (Chan, Golub and LeVeque 1979)."""
-
-    def __init__(self, width: int):
-        self.count = 0
-        self.mean = np.zeros(width)
-        self._squares = np.zeros(width)
-
-    def offer(self, rows: Array) -> None:
-        """Take in rows ``[n, width]`` float64."""
-        if not len(rows):
-            return
-        mean = rows.mean(0)
-        squares = np.square(rows - mean).sum(0)
-        total = self.count + len(rows)
-        step = mean - self.mean
-        self.mean += step * (len(rows) / total)
-        self._squares += squares + np.square(step) * (self.count * len(rows) / total)
-        self.count = total
-
-    @property
-    def variance(self) -> Array:
-        """Of each number ``[width]``."""
-        return self._squares / max(self.count, 1)
-
-    @property
-    def size(self) -> Array:
-        """Root mean square of each number ``[width]``."""
-        return np.sqrt(self.variance + np.square(self.mean))

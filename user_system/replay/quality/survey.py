@@ -16,7 +16,7 @@ from user_system.replay.episodes import Episode, EpisodeKey
 from user_system.replay.quality import options as bounds
 from user_system.replay.quality.clocks import Clock
 from user_system.replay.quality.options import Options
-from user_system.replay.quality.samples import Moments, Reservoir
+from user_system.replay.quality.samples import Reservoir
 
 DRIVEN = HUMAN_SEGMENTS | {Segment.AUTO, Segment.SYNTHETIC}
 """Segments in which somebody or something chose the action to reach the goal. In the others the
@@ -57,15 +57,17 @@ class Stretch(NamedTuple):
 class Pool:
     """What is known of all steps of one task and schema."""
 
-    fields: tuple[str, ...]
-    """Observation fields that make the state."""
+    numbers: tuple[str, ...]
+    """Of which observation field each number of the state is."""
     skipped: tuple[str, ...]
     """Those that are too wide to be part of it."""
-    state: Moments
-    change: Moments
-    action: Moments
     stretches: list[tuple[float, int, Stretch]] = field(default_factory=list)
     """(random key, number of the episode, stretch); those with the smallest keys."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Observation fields that make the state."""
+        return tuple(dict.fromkeys(self.numbers))
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Survey:
         self.options = options
         self.pools: dict[PoolKey, Pool] = {}
         self.groups: dict[GroupKey, Reservoir] = {}
+        self.robots: dict[tuple[PoolKey, str], Reservoir] = {}
         self.unsampled: Counter[GroupKey] = Counter()
         self.steps: Counter[tuple[Segment, str]] = Counter()
         self.purposes: Counter[Purpose] = Counter()
@@ -101,6 +104,8 @@ class Survey:
         self.clocks: dict[str, Clock] = {}
         self.help: list[float] = []
         """Of each episode in which a policy drove: share of its driven steps that people drove."""
+        self.solved: list[float] = []
+        """Of the same: 1 if it succeeded without people, NaN if its success is not known."""
         self.first_ns: int | None = None
         self.last_ns: int | None = None
         self.voids = 0
@@ -145,6 +150,8 @@ class Survey:
         if driven[Segment.AUTO]:
             human = sum(driven[kind] for kind in HUMAN_SEGMENTS)
             self.help.append(human / sum(driven.values()))
+            known = episode.success is not None
+            self.solved.append(float(episode.success is True and not human) if known else np.nan)
         if episode.header.start > 0 or not episode.complete:
             self.parts += 1
         elif crew:
@@ -175,9 +182,6 @@ class Survey:
         )
         state, change = states[at], states[at + 1] - states[at]
         action = episode.columns["executed"].astype(np.float64)[at]
-        pool.state.offer(state)
-        pool.change.offer(change)
-        pool.action.offer(action)
         rng = np.random.default_rng((self.options.seed, episode.number))
         code = segment * len(actors) + who
         columns = {
@@ -187,32 +191,34 @@ class Survey:
             "before": _before(episode, code, at),
             "episode": np.full(len(at), episode.number),
         }
-        self._offer(key, code[at], actors, rng.random(len(at)), columns)
+        keys = rng.random(len(at))
+        self._offer(key, code[at], actors, keys, columns)
+        robot = key, episode.header.robot
+        if robot in self.robots or len(self.robots) < bounds.GROUPS:
+            self.robots.setdefault(robot, Reservoir(self.options.steps)).offer(keys, columns)
         self._stretch(key, episode, segment[at], [actors[i] for i in who[at]], columns, rng)
 
     def _pool(self, key: PoolKey, episode: Episode) -> Pool:
         if key in self.pools:
             return self.pools[key]
-        fields, skipped, width = [], [], 0
+        numbers: list[str] = []
+        skipped: list[str] = []
         for name, array in episode.observation.items():
             size = int(np.prod(array.shape[1:]))
             asked = name in self.options.fields
             if self.options.fields and not asked:
                 continue
-            if width + size <= bounds.STATE and (asked or size <= bounds.WIDEST):
-                fields.append(name)
-                width += size
+            if len(numbers) + size <= bounds.STATE and (asked or size <= bounds.WIDEST):
+                numbers += [name] * size
             else:
                 skipped.append(name)
-        if lost := set(self.options.fields) - {*fields}:
+        if lost := set(self.options.fields) - {*numbers}:
             raise SpecError(
                 f"fields of the state, in task {key.task!r}",
                 got=", ".join(sorted(lost)),
                 allowed=f"{', '.join(episode.observation)}; {bounds.STATE} numbers in all",
             )
-        size = episode.columns["executed"].shape[1]
-        moments = Moments(width), Moments(width), Moments(size)
-        return self.pools.setdefault(key, Pool(tuple(fields), tuple(skipped), *moments))
+        return self.pools.setdefault(key, Pool(tuple(numbers), tuple(skipped)))
 
     def _offer(
         self, pool: PoolKey, code: Array, actors: list[str], keys: Array, columns: dict[str, Array]
@@ -284,7 +290,8 @@ def _actors(episode: Episode) -> tuple[list[str], Array]:
 def _flat(episode: Episode, name: str) -> Array:
     """Return an observation field as ``[rows, n]`` float64."""
     array = episode.observation[name]
-    return array.reshape(len(array), -1).astype(np.float64)
+    flat: Array = array.reshape(len(array), -1).astype(np.float64)
+    return flat
 
 
 def _before(episode: Episode, code: Array, at: Array) -> Array:
@@ -293,7 +300,7 @@ def _before(episode: Episode, code: Array, at: Array) -> Array:
     NaN where the step before was somebody else's, undone by a rewind, or is not there.
     """
     executed = episode.columns["executed"].astype(np.float32)
-    before = executed[np.maximum(at - 1, 0)]
+    before: Array = executed[np.maximum(at - 1, 0)]
     same = (at > 0) & (code[at - 1] == code[at]) & ~episode.void[at - 1]
     before[~same] = np.nan
     return before
