@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from user_system.cli_replay import replay_app
+from user_system.cli_store import add_to
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ plugins_app = typer.Typer(help="Plugins that are installed.", no_args_is_help=Tr
 robots_app = typer.Typer(help="Robots of a run, and the kinds there are.", no_args_is_help=True)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(robots_app, name="robots")
+add_to(replay_app)
 app.add_typer(replay_app, name="replay", no_args_is_help=True)
 
 Setting = Annotated[

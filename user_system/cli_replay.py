@@ -73,7 +73,7 @@ def export(
     chosen = _segments(segments)
     if form is Format.MCAP and (images is not Images.PNG or fps is not None):
         raise ConfigError("mcap keeps images as PNG and has no frame rate", allowed="--format mcap")
-    with _episodes(store, run, task, robot) as episodes, _bar() as progress:
+    with _episodes(store, run, task, robot) as episodes, bar() as progress:
 
         def told(done: int, total: int) -> None:
             progress("exporting", done, total)
@@ -117,7 +117,7 @@ def import_(
     from user_system.replay.exchange import lerobot_import
 
     options = lerobot_import.Options(robot, task, run, reward.value)
-    with _bar() as progress:
+    with bar() as progress:
         done = lerobot_import.import_dataset(
             store, source, options, create=create, progress=progress
         )
@@ -193,7 +193,7 @@ def _segments(names: Names) -> "frozenset[Segment]":
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
+def bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield what shows (what is done, how much of it, of how much) on standard error."""
     from rich.console import Console
     from rich.progress import (

@@ -139,7 +139,7 @@ def test_a_truncated_file_does_not_kill_who_opens_it(written, keep):
     for open_it in (Store(path).open, reader(path).open):
         with pytest.raises(DamageError) as caught:
             open_it()
-        assert f"python -m user_system.replay.verify {path}" in str(caught.value)
+        assert f"user-system replay verify {path}" in str(caught.value)
 
 
 @pytest.mark.system

@@ -46,8 +46,8 @@ _TAIL_OFFSET = _PAGE_HEADER + 120
 def verify_hint(path: Path) -> str:
     """Return the sentence that every report of damage ends with."""
     return (
-        f"Run `python -m user_system.replay.verify {path}` to see what is damaged; with "
-        "`--quarantine` it moves the directory aside, so that a new one can be made."
+        f"Run `user-system replay verify {path}` to see what is damaged, and `user-system replay "
+        f"salvage {path}` to put in its place a new one with all that is whole."
     )
 
 

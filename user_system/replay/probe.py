@@ -8,11 +8,15 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout
+
+_PROGRESS = b"progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +46,43 @@ class Findings:
         return not self.damaged
 
 
-def run(path: Path | str, *, timeout_s: float = 3600.0) -> Findings:
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+
+def run(path: Path | str, *, progress: Progress = lambda *_: None) -> Findings:
     """Check every record and image of a directory in a child process.
 
     Raises:
         StoreError: the child could not do its work (not: it died of the file).
     """
     command = [sys.executable, "-P", "-m", "user_system.replay.verify", "--child", str(path)]
-    try:
-        child = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise StoreError(f"checking {path} took longer than {timeout_s:g} s") from error
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as child,
+    ):
+        try:
+            line = b""
+            for line in child.stdout or ():
+                if line.startswith(_PROGRESS):
+                    done, total = line[len(_PROGRESS) :].split()
+                    progress("checking", int(done), int(total))
+            status = child.wait()
+        finally:
+            child.kill()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    if status < 0:
+        name = signal.Signals(-status).name
         return Findings(damaged=(f"reading {layout.DATA} ended in {name}: pages are missing",))
-    if child.returncode != 0:
-        raise StoreError(f"checking {path} failed", got=child.stderr.decode()[-2000:].strip())
-    return Findings.parse(child.stdout)
+    if status != 0:
+        raise StoreError(f"checking {path} failed", got=said[-2000:].strip())
+    return Findings.parse(line)
+
+
+def tell(done: int, total: int) -> None:
+    """Say, as the child, how far the check is."""
+    print(_PROGRESS.decode(), done, total, flush=True)
 
 
 def require_readable(path: Path, missing: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, StoreError, UserSystemError
-from user_system.replay import images, layout, places, probe, queue, tables
+from user_system.core.types import Fragment
+from user_system.replay import entries, images, layout, places, probe, queue, tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env
 from user_system.replay.schema import Schema
@@ -29,17 +30,20 @@ _BATCH = 256
 _RECORDS = ("log", "items")
 """Tables whose entries are called records."""
 
-Check = Callable[[bytes, Any], int]
+_TELL_BYTES = 64 << 20
+"""How often the child says how far it is."""
+
+Check = Callable[[bytes, Any, "Owners"], int]
 """Raises DamageError, or returns how many images a value holds."""
 
 
-def verify(path: Path | str) -> probe.Findings:
+def verify(path: Path | str, *, progress: probe.Progress = lambda *_: None) -> probe.Findings:
     """Check every record and image of a directory, in a child process.
 
     Raises:
         StoreError: there is nothing to check, or the child could not work.
     """
-    return probe.run(path)
+    return probe.run(path, progress=progress)
 
 
 def quarantine(path: Path | str) -> Path:
@@ -61,30 +65,101 @@ def quarantine(path: Path | str) -> Path:
     return target
 
 
+def replace(path: Path, fresh: Path) -> Path:
+    """Move a damaged directory aside and put ``fresh`` in its place; return where the old one is.
+
+    Raises:
+        StoreError: somebody writes to it.
+    """
+    aside = quarantine(path)
+    fresh.rename(path)
+    layout.remember_made(path)
+    layout.made_mark(fresh).unlink(missing_ok=True)
+    layout.sync_directory(path.parent)
+    return aside
+
+
 def inspect(path: Path) -> probe.Findings:
     """Check every entry in this process, which may die of it."""
     kind = layout.kind(path)
     if kind not in _KINDS:
         raise StoreError(f"{path} is of an unknown kind", got=kind, allowed=", ".join(_KINDS))
-    tables, checks = _KINDS[kind]
+    names, checks = _KINDS[kind]
     layout.missing_pages(path)
     records = pictures = size = 0
     damaged: list[str] = []
-    env = Env(path, kind, tables, readonly=True, ahead=True, careful=False).open()
+    owners = Owners()
+    env = Env(path, kind, names, readonly=True, ahead=True, careful=False).open()
+    total = env.size()
+    told = 0
     try:
         for table, check in checks.items():
             for key, value in _entries(env, table):
                 size += len(value)
                 try:
-                    found = check(key, value)
+                    found = check(key, value, owners)
                     records, pictures = records + (table in _RECORDS), pictures + found
                 except DamageError as error:
                     damaged.append(f"{table} {key.hex()}: {error}")
+                if size > told + _TELL_BYTES:
+                    told = size
+                    probe.tell(min(size, total), total)
+        if kind == tables.KIND:
+            damaged += owners.missing(env)
     except DamageError as error:
         damaged.append(str(error))
     finally:
         env.close()
     return probe.Findings(records, pictures, size, tuple(damaged))
+
+
+class Owners:
+    """Which images there are, and which there should be."""
+
+    def __init__(self) -> None:
+        self._there: dict[tuple[int, int, int], int | None] = {}
+        """By offset, camera and group: whose it is; None: damaged, which was said already."""
+        self._wanted: list[tuple[int, int, str, int]] = []
+
+    def look(self, key: bytes, value: Any) -> int:
+        """Check a group of images and note whose it is; return how many images it holds.
+
+        Raises:
+            DamageError: it is not what was written, or lies under a key that is not its own.
+        """
+        at = images.parse_key(key)
+        self._there[at] = None
+        group = images.Group.parse(value)
+        if at[1:] != (group.camera, group.number):
+            raise DamageError("images lie under another key", got=(group.camera, group.number))
+        for i in range(len(group)):
+            group.bytes(i)
+        self._there[at] = group.identity
+        return len(group)
+
+    def wanted(self, offset: int, fragment: Fragment) -> None:
+        """Note a sound record, whose images must be there."""
+        header = fragment.header
+        rows = len(fragment.robot_ns)
+        self._wanted.append((offset, entries.identity(header), header.schema, rows))
+
+    def missing(self, env: Env) -> list[str]:
+        """Return a line for each record that lacks images."""
+        with env.read() as txn:
+            schemas = {schema.id: schema for schema in tables.schemas(txn, env)}
+        lines = []
+        for offset, identity, name, rows in self._wanted:
+            if name not in schemas:
+                lines.append(f"log {offset}: its schema {name!r} is missing")
+                continue
+            lost = sum(
+                self._there.get((offset, camera, number), -1) not in (identity, None)
+                for camera, shape in enumerate(schemas[name].images.values())
+                for number in range(-(-rows // images.per_group(shape)))
+            )
+            if lost:
+                lines.append(f"log {offset}: {lost} groups of its images are missing")
+        return lines
 
 
 def _entries(env: Env, table: str) -> Iterator[tuple[bytes, Any]]:
@@ -105,51 +180,48 @@ def _entries(env: Env, table: str) -> Iterator[tuple[bytes, Any]]:
                 there = cursor.next()
 
 
-def _check_record(key: bytes, value: Any) -> int:
-    fragments.decode(value)
+def _check_record(key: bytes, value: Any, owners: Owners) -> int:
+    owners.wanted(tables.U64.unpack(key)[0], fragments.decode(value))
     return 0
 
 
-def _check_label(key: bytes, value: Any) -> int:
+def _check_label(key: bytes, value: Any, owners: Owners) -> int:
     arrays.unpack(value)
     return 0
 
 
-def _check_block(key: bytes, value: Any) -> int:
+def _check_block(key: bytes, value: Any, owners: Owners) -> int:
     Block.decode(value)
     return 0
 
 
-def _check_places(key: bytes, value: Any) -> int:
+def _check_places(key: bytes, value: Any, owners: Owners) -> int:
     for _ in places.decode(value):
         pass
     return 0
 
 
-def _check_images(key: bytes, value: Any) -> int:
-    group = images.Group.parse(value)
-    for i in range(len(group)):
-        group.bytes(i)
-    return len(group)
+def _check_images(key: bytes, value: Any, owners: Owners) -> int:
+    return owners.look(key, value)
 
 
-def _check_schema(key: bytes, value: Any) -> int:
+def _check_schema(key: bytes, value: Any, owners: Owners) -> int:
     Schema.parse(key, bytes(value))
     return 0
 
 
-def _check_item(key: bytes, value: Any) -> int:
+def _check_item(key: bytes, value: Any, owners: Owners) -> int:
     if not queue.sound(value):
         raise DamageError("spooled item is not what was written")
     return 0
 
 
-def _check_sealed(key: bytes, value: Any) -> int:
+def _check_sealed(key: bytes, value: Any, owners: Owners) -> int:
     tables.unseal(key, value)
     return 0
 
 
-def _check_nothing(key: bytes, value: Any) -> int:
+def _check_nothing(key: bytes, value: Any, owners: Owners) -> int:
     return 0
 
 

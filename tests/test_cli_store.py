@@ -1,0 +1,99 @@
+"""The commands that keep a store in order, typed as people type them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
+from user_system.replay.store import Store
+
+
+def fragment(producer: str, sequence: int) -> Fragment:
+    """Return an episode of three steps in one fragment, with images."""
+    t, rng = 3, np.random.default_rng(sequence)
+    header = FragmentHeader(
+        *(producer, 1, sequence, "run", "pick", f"{producer}-{sequence}", 0, Purpose.TRAIN),
+        *("s", producer, "e", "b", sequence, 1),
+    )
+    return Fragment(
+        header=header,
+        observation={
+            "q": rng.random((t + 1, 2)).astype(np.float32),
+            "cam": rng.integers(0, 256, (t + 1, 48, 48, 3), np.uint8),
+        },
+        executed=rng.random((t, 2)).astype(np.float32),
+        proposed=np.full((t, 2), np.nan, np.float32),
+        reward=np.zeros(t, np.float32),
+        segment=np.full(t, Segment.AUTO, np.uint8),
+        end=np.array([0, 0, End.TERMINATED], np.uint8),
+        robot_ns=np.arange(t + 1, dtype=np.int64),
+        policy=np.zeros(t, np.uint16),
+        version=np.zeros(t, np.int64),
+        operator=np.zeros(t, np.uint16),
+        chunk=np.zeros(t, np.int32),
+        position=np.arange(t, dtype=np.int32),
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed store of 20 episodes of one robot."""
+    with Store(tmp_path / "replay").open(create=True) as store:
+        store.append([fragment("arm", k) for k in range(20)])
+    return tmp_path / "replay"
+
+
+def replay(*words: object, status: int = 0) -> str:
+    """Run a command, expect its status, return what it printed."""
+    command = [sys.executable, "-m", "user_system.cli", "replay", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + (done.stderr if status else "")
+
+
+@pytest.mark.slow
+def test_a_life_of_a_store(path: Path, tmp_path: Path) -> None:
+    text = replay("stats", path)
+    assert "60 steps of 20 episodes in 20 records" in text
+    assert "robot: arm 60" in text
+    assert "arm-7" in replay("stats", path, "--episodes")
+    assert json.loads(replay("stats", path, "--json"))["steps"]["segment"] == {"AUTO": 60}
+    assert "20 records and 80 images" in replay("verify", path)
+    replay("backup", path, tmp_path / "backup")
+    assert "1 fragments of arm-7 removed" in replay("delete", path, "arm-7", "--why", "a face")
+    assert "57 steps" in replay("stats", path)
+    assert "19 records" in replay("compact", path)
+    with Store(tmp_path / "other").open(create=True) as store:
+        store.append([fragment("leg", k) for k in range(5)])
+    assert "24 records" in replay("merge", tmp_path / "all", path, tmp_path / "other")
+    assert "there already" in replay("restore", tmp_path / "backup", path, status=1)
+    replay("restore", tmp_path / "backup", tmp_path / "again")
+    assert "60 steps" in replay("stats", tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_a_damaged_store_is_named_salvaged_and_kept(path: Path, tmp_path: Path) -> None:
+    data = bytearray((path / "data.mdb").read_bytes())
+    picture = fragment("arm", 3).observation["cam"][1].tobytes()
+    data[data.find(picture) + 9] ^= 2
+    (path / "data.mdb").write_bytes(data)
+    assert "1 damaged" in replay("verify", path, status=1)
+    with (path / "data.mdb").open("r+b") as file:
+        file.write(bytes(8192))
+    said = replay("stats", path, status=1)
+    assert f"user-system replay salvage {path}" in said
+    text = replay("salvage", path)
+    assert "20 records with 60 steps, 79 images" in text
+    assert "0 records, 1 images" in text
+    assert "60 steps" in replay("stats", path)
+    assert len(list(tmp_path.glob("replay.corrupt-*"))) == 1
+
+
+def test_commands_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
+    assert "there is no store in" in replay("stats", tmp_path / "nothing", status=1)
+    with Store(path).open():
+        assert "another process writes" in replay("delete", path, "arm-1", "--why", "no", status=1)
