@@ -159,7 +159,7 @@ def report(
     if page is not None:
         quality_page.prepare(page)
     options = quality.Options(seed=seed, fields=tuple(field or ()))
-    with _episodes(store, run, task, robot) as episodes, _bar() as progress:
+    with _episodes(store, run, task, robot) as episodes, bar() as progress:
         found = quality.examine(episodes, options, progress)
     if page is not None:
         quality_page.write(found, page)
