@@ -97,7 +97,7 @@ class Env:
         readonly: a reader beside the writer, in whatever process.
         ahead: whether the kernel is to read ahead: for passes over everything, where a look at a
             few pages would otherwise read megabytes.
-        format: number of the format that it must be of.
+        format: number of the format that it must be of; None: today's.
         careful: look at a suspicious file in a child process before mapping it; off in that child.
     """
 
@@ -109,7 +109,7 @@ class Env:
         *,
         readonly: bool = False,
         ahead: bool = False,
-        format: int = layout.FORMAT,
+        format: int | None = None,
         careful: bool = True,
     ):
         self.path = Path(path)

@@ -26,8 +26,8 @@ from typing import Any
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay.schema import Schema
 
-FORMAT = 2
-"""Version of our records; a store of another one is refused, never guessed at."""
+FORMATS = {"replay": 2}
+"""Version of our records by kind, 1 where not named; another one is refused, never guessed at."""
 
 LMDB_FORMAT = "0.9"
 """LMDB 1.0 files are not readable by 0.9 and the other way round."""
@@ -53,7 +53,8 @@ def verify_hint(path: Path) -> str:
 
 def write_manifest(path: Path, kind: str) -> None:
     """Write the manifest of a new directory: whole or not at all."""
-    text = json.dumps({"kind": kind, "format": FORMAT, "lmdb": LMDB_FORMAT}, indent=1) + "\n"
+    manifest = {"kind": kind, "format": FORMATS.get(kind, 1), "lmdb": LMDB_FORMAT}
+    text = json.dumps(manifest, indent=1) + "\n"
     replace(path / MANIFEST, text)
 
 
@@ -175,17 +176,18 @@ def format_of(path: Path) -> int:
     return number
 
 
-def check_manifest(path: Path, kind: str, format: int = FORMAT) -> None:
-    """Refuse a directory that is not of this kind and format.
+def check_manifest(path: Path, kind: str, format: int | None = None) -> None:
+    """Refuse a directory that is not of this kind and format; None: today's.
 
     Raises:
         StoreError: there is none, or one that this version cannot read.
         DamageError: its manifest is not readable.
     """
     manifest = _read_manifest(path)
+    format = FORMATS.get(kind, 1) if format is None else format
     found = {key: manifest.get(key) for key in ("kind", "format", "lmdb")}
     wanted = {"kind": kind, "format": format, "lmdb": LMDB_FORMAT}
-    if found != wanted and found == {**wanted, "format": 1} and kind == "replay":
+    if found != wanted and found == {**wanted, "format": 1}:
         raise StoreError(
             f"{path} was written by an earlier version",
             got=found,

@@ -83,6 +83,14 @@ def salvage(
         raise StoreError(f"{target} is there already", allowed="a new place")
     if not (path / layout.DATA).exists():
         raise StoreError(f"there is no {layout.DATA} in {path}", todo="Check the path.")
+    with contextlib.suppress(DamageError):
+        if (kind := layout.kind(path)) != tables.KIND:
+            raise StoreError(
+                f"{path} is no replay buffer",
+                got=kind,
+                allowed=tables.KIND,
+                todo="An agent sets damaged items of its spool aside by itself.",
+            )
     with layout.writer_lock(path):
         found = _look(path, progress)
         with Store(target).open(create=True) as store, (path / layout.DATA).open("rb") as file:
