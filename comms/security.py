@@ -33,6 +33,8 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Experience/Stream": frozenset({Role.ROBOT}),
     "/user_system.v1.Experience/Label": frozenset({Role.LEARNER, Role.SERVICE, Role.ENGINEER}),
     "/user_system.v1.Experience/Stats": EVERYBODY,
+    # All that was ever recorded, pictures included: for those who learn from it.
+    "/user_system.v1.Data/Attach": frozenset({Role.LEARNER, Role.ENGINEER}),
     "/user_system.v1.WeightStore/Offer": frozenset({Role.LEARNER}),
     "/user_system.v1.WeightStore/Put": frozenset({Role.LEARNER}),
     "/user_system.v1.WeightStore/Get": EVERYBODY - {Role.VIEWER},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import grpc
     import zmq
 
-Service = Literal["hub", "replay"]
+Service = Literal["hub", "replay", "reader"]
 
 MAX_MESSAGE = 16 << 20
 """Largest gRPC message in bytes, checked by gRPC before it allocates."""
@@ -53,9 +53,11 @@ class Endpoints:
     hub: str = "127.0.0.1:7400"
     replay: str = "127.0.0.1:7401"
     fresh: str = "127.0.0.1:7402"
+    reader: str = "127.0.0.1:7403"
+    """Only where learners draw over the network."""
 
     def __post_init__(self) -> None:
-        for name in ("hub", "replay", "fresh"):
+        for name in ("hub", "replay", "fresh", "reader"):
             host, colon, port = getattr(self, name).rpartition(":")
             if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
                 raise ConfigError(

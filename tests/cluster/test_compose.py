@@ -13,7 +13,7 @@ from user_system.cluster.parse import read_json
 from user_system.cluster.ports import Ports
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo.yaml"
-PORTS = Ports(hub=7001, fresh=7002, replay=7003, page=7004, ray=7005, ray_client=7006)
+PORTS = Ports(hub=7001, fresh=7002, replay=7003, page=7004, ray=7005, ray_client=7006, reader=7007)
 
 
 def composer(tmp_path: Path, *settings: str, **more) -> Composer:
@@ -24,6 +24,24 @@ def composer(tmp_path: Path, *settings: str, **more) -> Composer:
 
 def by_name(processes: list[plan.Process]) -> dict[str, plan.Process]:
     return {process.spec.name: process for process in plan.everything(processes)}
+
+
+def test_a_learner_out_of_reach_of_the_file_draws_through_a_reader(tmp_path) -> None:
+    found = by_name(composer(tmp_path, "learners.rlpd.replay=remote").processes())
+    reader, learner = found["replay-reader"], found["learner-rlpd"]
+    assert "replay" in reader.spec.after
+    assert "replay-reader" in learner.spec.after
+    assert (reader.ports, learner.config.link.reader) == ((7007,), "127.0.0.1:7007")
+    assert reader.config.directory == found["replay"].config.directory
+    assert reader.spec.nice == 10, "behind the robots, like the learner it works for"
+    assert "remote" in learner.what, "user-system plan shows it"
+
+
+def test_nobody_draws_remotely_unless_asked_for(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    assert "replay-reader" not in found
+    assert found["learner-rlpd"].config.access == "mmap"
+    assert "replay-reader" in by_name(composer(tmp_path, "replay.serve=true").processes())
 
 
 def test_what_starts_after_what(tmp_path) -> None:

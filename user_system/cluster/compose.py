@@ -13,6 +13,7 @@ from typing import Any
 from user_system.cluster import configs, resources
 from user_system.cluster.configs import LinkConfig, PluginConfig
 from user_system.cluster.cores import Cores, divide
+from user_system.cluster.enrol import READER
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import LearnerEntry, Manifest, OperatorEntry, RobotEntry
@@ -50,6 +51,7 @@ class Composer:
         learners = self.manifest.learners if self.learning else {}
         parts = [self._ray()] if learners else []
         parts += [self._hub(), self._replay()]
+        parts += [self._reader()] if self._draws_remotely else []
         for host in self.manifest.hosts:
             parts += [self._resource_node(host)] if learners else []
             parts += self._worlds(host)
@@ -97,6 +99,24 @@ class Composer:
         ports = (self.ports.replay,)
         return self._ours("replay", "replay", config, HEAD, "experience on disk", ports=ports)
 
+    def _reader(self) -> Process:
+        config = configs.ReaderHostConfig(link=self.link(READER), directory=self.run.replay)
+        return self._ours(
+            READER,
+            "reader",
+            config,
+            HEAD,
+            "draws for other hosts",
+            ports=(self.ports.reader,),
+            after=("hub", "replay"),
+            # It works for learners, so it has their place behind the robots.
+            nice=max(entry.nice for entry in self.manifest.learners.values()),
+        )
+
+    @property
+    def _draws_remotely(self) -> bool:
+        return self.learning and self.manifest.draws_remotely
+
     def _ray(self) -> Process:
         entry = self.manifest.ray
         cpus = entry.cpus if entry.cpus is not None else float(len(self.cores))
@@ -137,6 +157,7 @@ class Composer:
             for robot, r in self.manifest.robots.items()
             if self.manifest.actors[r.actor].learner == name
         }
+        remote = entry.replay == "remote"
         config = configs.LearnerHostConfig(
             link=self.link("learner"),
             name=name,
@@ -153,6 +174,9 @@ class Composer:
             checkpoint_every_s=entry.checkpoint_every_s,
             max_restarts=entry.max_restarts,
             replay=self.run.replay,
+            access=entry.replay,
+            ahead=entry.ahead,
+            ahead_bytes=entry.ahead_memory_bytes,
             directory=self.run.learner(name),
             log=self.run.log(f"learner-{name}.actor"),
             ray=f"{resources.LOOPBACK}:{self.ports.ray}",
@@ -162,10 +186,10 @@ class Composer:
             "learner",
             config,
             HEAD,
-            f"learner {entry.kind}",
+            f"learner {entry.kind}" + (", remote draws" if remote else ""),
             robots=config.robots,
             cpus=entry.cpus,
-            after=("hub", "replay", "ray"),
+            after=("hub", READER if remote else "replay", "ray"),
             stage=_PEOPLE,
             env=self.ray_env,
             cores=self.places.learners,
@@ -394,6 +418,7 @@ class Composer:
             hub=f"{host}:{self.ports.hub}",
             replay=f"{host}:{self.ports.replay}",
             fresh=f"{host}:{self.ports.fresh}",
+            reader=f"{host}:{self.ports.reader}",
             kind=self.manifest.tunnel.kind,
         )
 

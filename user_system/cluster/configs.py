@@ -20,6 +20,7 @@ from user_system.core.specs import RobotSpec
 
 T = TypeVar("T")
 Control = Literal["cartesian", "joint"]
+Access = Literal["mmap", "remote"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LinkConfig:
     replay: str
     fresh: str
     kind: str = "direct"
+    reader: str = "127.0.0.1:7403"
+    """Where the replay reader listens, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class ReplayHostConfig:
     directory: Path
     size_bytes: int
     reserve_bytes: int
+
+
+@dataclass(frozen=True)
+class ReaderHostConfig:
+    """Who draws from the replay buffer for learners of other hosts."""
+
+    link: LinkConfig
+    directory: Path
 
 
 @dataclass(frozen=True)
@@ -179,6 +190,11 @@ class LearnerHostConfig:
     checkpoint_every_s: float
     max_restarts: int
     replay: Path
+    """The store, where it is read by mmap."""
+    access: Access
+    ahead: int
+    """Batches that come before they are asked for, where they come over the network."""
+    ahead_bytes: int
     directory: Path
     """Checkpoints."""
     log: Path

@@ -23,5 +23,5 @@ def allow_list(link: LinkConfig) -> AllowList:
 
 def tunnel(link: LinkConfig) -> "closing[Tunnel]":
     """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
-    endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh)
+    endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh, reader=link.reader)
     return closing(open_tunnel(link.kind, endpoints, credentials(link)))

@@ -9,6 +9,8 @@ from user_system.teleop.auth import make_accounts
 
 CLIENT = "cli"
 """Peer name of ``user-system status`` and the like."""
+READER = "replay-reader"
+"""Process that draws for learners of other hosts, and its peer name."""
 PERSON = "engineer"
 """Account of the person who started the run."""
 
@@ -17,7 +19,7 @@ def make_pki(directory: Path, manifest: Manifest) -> None:
     """Issue what is missing or about to expire; existing credentials stay as they are."""
     authority = Authority.open(directory)
     roles = {"hub": Role.SERVICE, "replay": Role.SERVICE, "teleop": Role.SERVICE}
-    roles |= {"learner": Role.LEARNER, CLIENT: Role.ENGINEER}
+    roles |= {READER: Role.SERVICE, "learner": Role.LEARNER, CLIENT: Role.ENGINEER}
     roles |= dict.fromkeys(manifest.hosts, Role.ROBOT)
     for name, role in roles.items():
         authority.issue(name, role)

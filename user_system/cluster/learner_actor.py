@@ -3,16 +3,20 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from comms.data_client import RemoteData
 from comms.hub_client import HubClient
 from comms.pb import hub_pb2
+from comms.tunnel import Tunnel
 from comms.weights import WeightPublisher
 from learners.checkpoints import Checkpoints
 from learners.runner import Modules, Runner, RunnerConfig
 from user_system.cluster import dial
 from user_system.cluster.configs import LearnerHostConfig, learner_plugin, robot_spec
 from user_system.core.errors import LinkError
+from user_system.core.interfaces import Data
 from user_system.core.types import Array
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import reader
@@ -36,9 +40,8 @@ class LearnerActor:
         config = self._config
         _settle(config)
         plugin, settings = learner_plugin(config.plugin)
-        with dial.tunnel(config.link) as way, reader(config.replay).open() as env:
+        with dial.tunnel(config.link) as way, self._window(way) as data:
             spec, publisher = robot_spec(config.robot), WeightPublisher(way)
-            data = ReplayData(env, seed=config.seed)
 
             def publish(
                 modules: Modules, statistics: Mapping[str, Array], notes: Mapping[str, float]
@@ -66,6 +69,23 @@ class LearnerActor:
     def stop(self) -> None:
         """Ask ``run`` to save and return."""
         self._stop.set()
+
+    @contextmanager
+    def _window(self, way: Tunnel) -> Iterator[Data]:
+        """Yield the window on the replay buffer: its file, or a reader that has it."""
+        config = self._config
+        if config.access == "mmap":
+            with reader(config.replay).open() as env:
+                yield ReplayData(env, seed=config.seed)
+            return
+        with RemoteData(
+            way,
+            seed=config.seed,
+            ahead=config.ahead,
+            ahead_bytes=config.ahead_bytes,
+            stopped=self._stop,
+        ) as data:
+            yield data
 
     def _report(self, hub: HubClient, figures: Mapping[str, float]) -> None:
         report = hub_pb2.ProcessReport(

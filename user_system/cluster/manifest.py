@@ -74,6 +74,12 @@ class LearnerEntry:
     publish_every_s: float = field(default=2.0, metadata={"above": 0.0})
     checkpoint_every_s: float = field(default=30.0, metadata={"above": 0.0})
     max_restarts: int = field(default=20, metadata={"min": 0})
+    replay: Literal["mmap", "remote"] = "mmap"
+    """How it reads the replay buffer: its file, or over the network where that is out of reach."""
+    ahead: int = field(default=1, metadata={"min": 0, "max": 8})
+    """Batches that come over the network before they are asked for."""
+    ahead_memory_bytes: int = field(default=256 * 2**20, metadata={"min": 0})
+    """Most that they may take of the learner's memory."""
     config: Any = field(default=None, metadata={"plugin": "learners"})
 
 
@@ -96,6 +102,8 @@ class ReplayEntry:
     """Disk space that stays free whatever happens."""
     spool_bytes: int = field(default=2**30, metadata={"min": 2**20})
     """Most that an edge host keeps while the head is away."""
+    serve: bool = False
+    """Draw for learners and engineers on other hosts, even where no learner above asks for it."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class TunnelEntry:
     hub_port: int = field(default=0, metadata={"min": 0, "max": 65535})
     fresh_port: int = field(default=0, metadata={"min": 0, "max": 65535})
     replay_port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    reader_port: int = field(default=0, metadata={"min": 0, "max": 65535})
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,12 @@ class Manifest:
     def run(self) -> Path:
         """Directory of the run."""
         return self.run_dir or Path("runs") / self.name
+
+    @property
+    def draws_remotely(self) -> bool:
+        """Whether anybody draws from the replay buffer over the network."""
+        learners = self.learners.values()
+        return self.replay.serve or any(entry.replay == "remote" for entry in learners)
 
     @property
     def hosts(self) -> list[str]:

@@ -20,6 +20,7 @@ class Ports:
     hub: int
     fresh: int
     replay: int
+    reader: int
     page: int
     ray: int
     ray_client: int
@@ -28,10 +29,12 @@ class Ports:
 
 def choose(manifest: Manifest, problems: Problems) -> Ports:
     """Return the ports of a run: those asked for where free, others anywhere free."""
+    reader = manifest.tunnel.reader_port if manifest.draws_remotely else 0
     asked = {
         "hub": ("tunnel.hub_port", manifest.tunnel.host, manifest.tunnel.hub_port),
         "fresh": ("tunnel.fresh_port", manifest.tunnel.host, manifest.tunnel.fresh_port),
         "replay": ("tunnel.replay_port", manifest.tunnel.host, manifest.tunnel.replay_port),
+        "reader": ("tunnel.reader_port", manifest.tunnel.host, reader),
         "page": ("teleop.port", manifest.teleop.host, manifest.teleop.port),
         "ray": ("ray.port", LOOPBACK, manifest.ray.port),
         "ray_client": ("", LOOPBACK, 0),

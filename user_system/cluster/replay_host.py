@@ -1,21 +1,14 @@
 """The replay buffer's process: the only writer of its LMDB, fed by the experience service."""
 
-import logging
-import os
 import shutil
 
 from comms.experience_service import ExperienceService
-from comms.hub_client import HubClient
-from comms.pb import hub_pb2
 from comms.serving import serve
-from user_system.cluster import dial
+from user_system.cluster import dial, heartbeat
 from user_system.cluster.configs import ReplayHostConfig
 from user_system.cluster.process import Life, run
-from user_system.core.errors import LinkError, MissingError
+from user_system.core.errors import MissingError
 from user_system.replay.store import Store
-
-REPORT_S = 1.0
-log = logging.getLogger(__name__)
 
 
 def main(config: ReplayHostConfig, life: Life) -> None:
@@ -27,16 +20,8 @@ def main(config: ReplayHostConfig, life: Life) -> None:
         serve([ExperienceService(store)], credentials=me, allow=allow, address=config.link.replay),
         dial.tunnel(config.link) as way,
     ):
-        hub = HubClient(way)
         life.ready()
-        while not life.stop.wait(REPORT_S):
-            report = hub_pb2.ProcessReport(
-                name="replay", kind="replay", pid=os.getpid(), figures=dict(store.stats())
-            )
-            try:
-                hub.report(report)
-            except LinkError as error:  # experience is kept whether or not the hub listens
-                log.info("the hub did not hear our report: %s", error)
+        heartbeat.report(way, life, "replay", "replay", store.stats)
 
 
 def check_space(config: ReplayHostConfig) -> None:

@@ -1,0 +1,298 @@
+"""A learner's window on a replay buffer of another host; implements ``core.interfaces.Data``.
+
+The learner cannot tell it from a local one: the same seed, store and requests give the same
+batches, bit for bit, whatever breaks in between. The truth about where a learner is in its sequence
+of draws is here, as the state that came with the last batch delivered; a reader that was restarted
+is given it and goes on from there.
+
+**Ahead.** While the learner works on one batch, the next one is drawn and sent: what followed this
+request the last time, at first the same request again. Ahead draws are guesses: ``state_dict``
+knows nothing of them, and one that the learner does not ask for is undone at the reader before
+anything else is drawn. A batch that was drawn ahead does not hold what was recorded since.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from comms import data_wire
+from comms.data_link import Key, Link, Pending
+from comms.data_wire import Answer, Opening, State
+from comms.pb import data_pb2 as pb
+from comms.silence import LIMIT_S
+from comms.tunnel import Tunnel
+from user_system.core.errors import ConfigError, LinkError, StoreError
+from user_system.core.interfaces import Draw, NotReady
+from user_system.core.supervise import Backoff
+from user_system.core.types import Batch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_AHEAD = 8
+"""Batches ahead; the reader lets no more than 16 asks wait."""
+
+_REMEMBERED = 64
+"""Requests whose successors are remembered."""
+
+
+class RemoteData:
+    """Draws from a replay reader. One caller at a time; ``close`` may come from any thread.
+
+    Args:
+        tunnel: the way to the replay reader.
+        seed: of the draws.
+        schema: id of the rows wanted; needed only where the store holds several.
+        follow: whether each draw first takes in what is new.
+        views: further views, name -> clauses as in a manifest.
+        ahead: batches to draw and send before they are asked for; 0: none.
+        ahead_bytes: memory that they may take here; a larger one is not sent ahead.
+        patience_s: how long a reader that is away is waited for, in each call.
+        silence_s: a reader that says nothing for so long is dialled again.
+        stopped: ends that waiting with ``NotReady``.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        *,
+        seed: int = 0,
+        schema: str | None = None,
+        follow: bool = True,
+        views: Mapping[str, Mapping[str, Any]] | None = None,
+        ahead: int = 1,
+        ahead_bytes: int = 256 << 20,
+        patience_s: float = 300.0,
+        silence_s: float = LIMIT_S,
+        stopped: threading.Event | None = None,
+    ):
+        if not 0 <= ahead <= MAX_AHEAD:
+            raise ConfigError("batches to draw ahead", got=ahead, allowed=f"0..{MAX_AHEAD}")
+        self._tunnel = tunnel
+        self._opening = Opening(seed, schema, follow, views or {})
+        self._depth, self._ahead_bytes = ahead, ahead_bytes
+        self._patience_s, self._silence_s = patience_s, silence_s
+        self._stopped = stopped or threading.Event()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._session = secrets.token_hex(16)
+        self._delivered = 0
+        self._state: State | None = None
+        """As of the last answer delivered; None: as the seed makes it."""
+        self._link: Link | None = None
+        self._ahead: deque[Pending] = deque()
+        self._last: Key | None = None
+        self._follows: dict[Key, Key] = {}
+        self._sizes: dict[Key, int] = {}
+        self._figures = dict.fromkeys(
+            ("draws", "ahead_used", "ahead_missed", "dialled", "waited_s"), 0.0
+        )
+
+    def __enter__(self) -> "RemoteData":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session; safe to repeat."""
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(forget=True)
+
+    def draw(self, request: Draw) -> Batch:
+        """Return a batch drawn with replacement; see ``core.interfaces.Data.draw``.
+
+        Raises:
+            NotReady: a view of the mix is empty.
+            LinkError: the reader stayed away for longer than our patience.
+        """
+        return self._take(pb.DATA_KIND_DRAW, request)
+
+    def consume(self, request: Draw) -> Batch:
+        """Return the oldest rows not consumed before, each exactly once.
+
+        Raises:
+            NotReady: fewer than ``n`` are there.
+            LinkError: the reader stayed away for longer than our patience.
+        """
+        return self._take(pb.DATA_KIND_CONSUME, request)
+
+    def count(self, view: str = "all") -> int:
+        """Return how many steps a view holds now."""
+        ask = pb.DataAsk(kind=pb.DATA_KIND_COUNT, content=data_wire.encode_view(view))
+        with self._lock:
+            answer = self._patiently(lambda: self._ask(ask).wait())
+        if answer.error is not None:
+            raise answer.error
+        if answer.count is None:
+            raise StoreError("the replay reader did not say how many steps a view holds", got=view)
+        return answer.count
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state as of the last batch delivered: draws repeat exactly after loading it.
+
+        It is that of a local window: either kind loads what the other saved.
+        """
+        with self._lock:
+            if self._state is None:
+                self._patiently(self._linked)
+            return dict(self._state or {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``, in a new session.
+
+        Raises:
+            SpecError: the store holds less than the learner had seen; nothing was changed.
+        """
+        with self._lock:
+            before = self._session, self._delivered, self._state
+            self._hang_up(forget=True)
+            self._session, self._delivered, self._state = secrets.token_hex(16), 0, state
+            try:
+                self._patiently(self._linked)
+            except BaseException:
+                self._session, self._delivered, self._state = before
+                raise
+            self._last = None
+
+    def stats(self) -> dict[str, float]:
+        """Return draws, how many of them were there ahead or drawn in vain, and waits for them."""
+        return dict(self._figures)
+
+    # --- taking ----------------------------------------------------------------------------------
+
+    def _take(self, kind: pb.DataKind, request: Draw) -> Batch:
+        key = int(kind), data_wire.encode_draw(request)
+        with self._lock:
+            began = time.monotonic()
+            answer = self._patiently(lambda: self._attempt(key))
+            self._figures["waited_s"] += time.monotonic() - began
+            if answer.state is None:  # it was not counted there
+                self._hang_up()
+                raise answer.error or StoreError("the replay reader answered without a state")
+            self._delivered, self._state = self._delivered + 1, answer.state
+            if answer.error is not None:
+                self._drop_ahead()
+                raise answer.error
+            if answer.batch is None:
+                raise StoreError("the replay reader answered a draw without a batch")
+            self._figures["draws"] += 1
+            self._learn(key, answer.size)
+            self._look_ahead(key)
+        return answer.batch
+
+    def _attempt(self, key: Key) -> Answer:
+        """Return the next numbered answer: the one that is on its way, if it is the right one."""
+        if self._ahead and self._ahead[0].key == key:
+            answer = self._ahead.popleft().wait()
+            if not answer.skipped:
+                self._figures["ahead_used"] += 1
+                return answer
+        self._drop_ahead()
+        return self._ask(self._numbered(key, self._delivered + 1)).wait()
+
+    def _learn(self, key: Key, size: int) -> None:
+        """Remember what followed what, and how large it was."""
+        if len(self._sizes) >= _REMEMBERED and key not in self._sizes:
+            self._follows.clear()
+            self._sizes.clear()
+        if self._last is not None:
+            self._follows[self._last] = key
+        self._sizes[key] = size
+        self._last = key
+
+    def _look_ahead(self, last: Key) -> None:
+        """Ask for what will probably be wanted next, as far as there is room for it."""
+        room = self._ahead_bytes - sum(pending.max_bytes for pending in self._ahead)
+        for pending in self._ahead:
+            last = pending.key
+        while len(self._ahead) < self._depth:
+            key = self._follows.get(last, last)
+            # Batches of one request differ in size by their state, and episodes by their length.
+            size = self._sizes.get(key, 0)
+            expected = size + size // 4 + (64 << 10)
+            if size == 0 or expected > room or self._link is None:
+                return
+            ask = self._numbered(key, self._delivered + len(self._ahead) + 1)
+            ask.ahead, ask.max_bytes = True, expected
+            pending = Pending(key, expected)
+            try:
+                self._ahead.append(self._link.ask(pb.DataRequest(ask=ask), pending))
+            except LinkError:
+                return  # the next call notices, and dials again
+            room, last = room - expected, key
+
+    def _drop_ahead(self) -> None:
+        """Have nobody look at what is on its way; the reader undoes it at the next ask."""
+        for pending in self._ahead:
+            pending.unwanted = True
+        self._figures["ahead_missed"] += len(self._ahead)
+        self._ahead.clear()
+
+    def _numbered(self, key: Key, number: int) -> pb.DataAsk:
+        return pb.DataAsk(
+            kind=key[0],  # type: ignore[arg-type]  # an enum's number
+            number=number,
+            delivered=self._delivered,
+            content=key[1],
+        )
+
+    # --- the connection --------------------------------------------------------------------------
+
+    def _ask(self, ask: pb.DataAsk) -> Pending:
+        ask.delivered = self._delivered
+        pending = Pending((int(ask.kind), ask.content))
+        return self._linked().ask(pb.DataRequest(ask=ask), pending)
+
+    def _linked(self) -> Link:
+        """Return a connection on which our session is open."""
+        if self._link is not None and self._link.alive:
+            return self._link
+        self._hang_up()
+        if self._closed:
+            raise StoreError("this window on the replay buffer is closed")
+        self._figures["dialled"] += 1
+        content = data_wire.encode_opening(self._opening, self._state)
+        opening = pb.DataOpen(session=self._session, delivered=self._delivered, content=content)
+        link = Link(self._tunnel, self._silence_s)
+        try:
+            answer = link.ask(pb.DataRequest(open=opening), Pending((0, b""))).wait()
+            if answer.error is not None:
+                raise answer.error
+        except BaseException:
+            link.close()
+            raise
+        self._link = link
+        if self._state is None:
+            self._state = answer.state
+        return link
+
+    def _hang_up(self, *, forget: bool = False) -> None:
+        link, self._link = self._link, None
+        self._drop_ahead()
+        if link is not None:
+            link.close(forget=forget)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """Return what ``attempt`` does; while the reader is away, try again."""
+        backoff = Backoff(0.1, 2.0)
+        began: float | None = None
+        while True:
+            try:
+                return attempt()
+            except LinkError as error:
+                self._hang_up()
+                if began is None:
+                    began = time.monotonic()
+                    log.warning("waiting for the replay reader: %s", error)
+                if self._closed or time.monotonic() - began > self._patience_s:
+                    raise
+                if self._stopped.wait(backoff.died(0.0)):
+                    raise NotReady("the replay reader is away, and we are to end") from error

@@ -1,0 +1,49 @@
+"""The replay reader's process: draws for learners of other hosts, beside the writer and not in it.
+
+It reads the store by mmap as any learner of this host would. An index of everything stored, and the
+time that draws take, are so no matter of the process that acknowledges what robots recorded.
+"""
+
+from comms.data_service import DataService
+from comms.data_wire import Opening
+from comms.serving import serve
+from user_system.cluster import dial, heartbeat
+from user_system.cluster.configs import ReaderHostConfig
+from user_system.cluster.process import Life, run
+from user_system.replay.env import Env
+from user_system.replay.served import ServedData
+from user_system.replay.store import reader
+from user_system.replay.views import View, with_views
+
+
+def main(config: ReaderHostConfig, life: Life) -> None:
+    """Draw for whoever may until told to stop."""
+    me, allow = dial.credentials(config.link), dial.allow_list(config.link)
+    with reader(config.directory).open() as env:
+        service = DataService(lambda opening: window(env, opening))
+        with (
+            serve([service], credentials=me, allow=allow, address=config.link.reader) as server,
+            dial.tunnel(config.link) as way,
+        ):
+            life.ready()
+            heartbeat.report(way, life, config.link.name, "reader", server.stats)
+
+
+def window(env: Env, opening: Opening) -> ServedData:
+    """Return the window that a learner asks for.
+
+    Raises:
+        ConfigError: a view of its own is none, or would hide a built-in one.
+    """
+    views = {name: View.parse(name, clauses) for name, clauses in opening.views.items()}
+    return ServedData(
+        env,
+        seed=opening.seed,
+        schema=opening.schema,
+        follow=opening.follow,
+        views=with_views(views),
+    )
+
+
+if __name__ == "__main__":
+    run(main, ReaderHostConfig)
