@@ -1,6 +1,7 @@
 """What leaves a store: by quota, in the order of what it is worth, or because somebody said so."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_a_quota_that_nothing_may_leave_refuses_and_loses_nothing(tmp_path, reco
         with pytest.raises(StoreError, match="all it holds is being recorded"):
             more()
         assert store.expected("arm", 1) == sent > 3
+
+
+def test_a_disk_without_space_to_spare_is_treated_like_a_quota(tmp_path, recorder, monkeypatch):
+    robot = recorder(cameras={"cam": (128, 128, 3)})
+    free = 1 << 40
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with Store(tmp_path / "replay", reserve_bytes=1 << 30).open(create=True) as store:
+        ids = fill(store, robot, 150)  # 120 MB
+        assert episodes_of(store) == set(ids)
+        free = 1 << 29
+        before = store.stats()["file_bytes"]
+        more = fill(store, robot, 150)
+        assert store.stats()["file_bytes"] < before + (8 << 20), "it took what was to stay free"
+        assert not set(ids[:50]) & episodes_of(store)
+        assert more[-1] in episodes_of(store)
 
 
 def test_a_deleted_episode_is_gone_for_everybody_and_the_reason_stays(tmp_path, recorder):

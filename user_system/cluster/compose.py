@@ -95,6 +95,7 @@ class Composer:
             directory=self.run.replay,
             size_bytes=self.manifest.replay.size_bytes,
             reserve_bytes=self.manifest.replay.reserve_bytes,
+            codecs=self.manifest.replay.codecs,
         )
         ports = (self.ports.replay,)
         return self._ours("replay", "replay", config, HEAD, "experience on disk", ports=ports)

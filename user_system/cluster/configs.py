@@ -66,6 +66,7 @@ class ReplayHostConfig:
     directory: Path
     size_bytes: int
     reserve_bytes: int
+    codecs: Mapping[str, Literal["raw", "zstd", "jpeg"]]
 
 
 @dataclass(frozen=True)

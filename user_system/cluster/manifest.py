@@ -97,9 +97,11 @@ class ReplayEntry:
     """The replay buffer."""
 
     size_bytes: int = field(default=8 * 2**30, metadata={"min": 2**24})
-    """Most that it may take on disk."""
+    """Most that it may take on disk; then the oldest that robots did by themselves goes first."""
     reserve_bytes: int = field(default=2**30, metadata={"min": 0})
     """Disk space that stays free whatever happens."""
+    codecs: Mapping[str, Literal["raw", "zstd", "jpeg"]] = field(default_factory=dict)
+    """How images are kept, by observation field; raw where not named. jpeg loses detail."""
     spool_bytes: int = field(default=2**30, metadata={"min": 2**20})
     """Most that an edge host keeps while the head is away."""
     serve: bool = False

@@ -15,8 +15,15 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     """Store what arrives until told to stop."""
     me, allow = dial.credentials(config.link), dial.allow_list(config.link)
     check_space(config)
+    store = Store(
+        config.directory,
+        codecs=config.codecs,
+        # The file may be a quarter larger than what it holds.
+        quota_bytes=int(config.size_bytes / 1.3),
+        reserve_bytes=config.reserve_bytes,
+    )
     with (
-        Store(config.directory).open(create=True) as store,
+        store.open(create=True),
         serve([ExperienceService(store)], credentials=me, allow=allow, address=config.link.replay),
         dial.tunnel(config.link) as way,
     ):

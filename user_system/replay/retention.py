@@ -6,8 +6,10 @@ reader's snapshot is older; the file does not shrink.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,52 +35,76 @@ _PATIENCE_S = 1.0
 
 _LOOK_S = 0.005
 
+_LEEWAY = 64 << 20
+"""Bytes that are made free in the file where the disk has no more to give."""
+
 _MOST_AT_ONCE = 256 << 20
 """Bytes removed in one transaction, or those who wait for an ack would notice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a store may get."""
+
+    quota_bytes: int | None = None
+    """Of all it holds; None: no limit but the disk's. The file may be a quarter larger."""
+    reserve_bytes: int = 0
+    """Disk space that it leaves free."""
+
+
 class Retention:
-    """Keeps one store within its quota.
+    """Keeps one store within its limits.
 
     Args:
         env: the writer's environment.
         ledger: its books.
         pinning: knows who keeps pages from being used again.
-        quota_bytes: None: no limit but the disk's.
+        limits: how large it may get.
     """
 
-    def __init__(self, env: Env, ledger: Ledger, pinning: Pinning, quota_bytes: int | None):
+    def __init__(self, env: Env, ledger: Ledger, pinning: Pinning, limits: Limits):
         self._env = env
         self._ledger = ledger
         self._pinning = pinning
-        self._quota = quota_bytes
+        self._quota = limits.quota_bytes
+        self._reserve = limits.reserve_bytes
 
     def live_bytes(self, txn: Txn) -> int:
         """Return the bytes of all pages that hold something."""
         return self._env.used(txn)
 
     def make_room(self, txn: Txn) -> None:
-        """Remove the oldest episodes of the lowest rank where the quota is reached.
+        """Remove the oldest episodes of the lowest rank where a limit is reached.
 
         Raises:
             StoreError: it is reached, and nothing that is left may go.
         """
-        if self._quota is None:
-            return
         self._check_file()
-        excess = self.live_bytes(txn) - int(self._quota * (1 - _ROOM))
-        if excess <= 0:
+        live = self.live_bytes(txn)
+        wanted, limit = self._excess(live)
+        if wanted <= 0:
             return
-        wanted = min(excess + int(self._quota * _ROOM), _MOST_AT_ONCE)
-        keys = self._ledger.oldest(txn, wanted)
-        self.remove(txn, keys, who="retention", why=f"quota of {self._quota} bytes")
-        if not keys and self.live_bytes(txn) > self._quota:
+        keys = self._ledger.oldest(txn, min(wanted, _MOST_AT_ONCE))
+        self.remove(txn, keys, who="retention", why=limit)
+        if not keys and (self._quota is None or live > self._quota):
             raise StoreError(
-                f"{self._env.path} has reached its quota, and all it holds is being recorded",
-                got=f"{self.live_bytes(txn) >> 20} MiB",
-                allowed=f"{self._quota >> 20} MiB",
-                todo="Give the replay a larger quota.",
+                f"{self._env.path} has reached its limit, and all it holds is being recorded",
+                got=f"{live >> 20} MiB",
+                allowed=limit,
+                todo="Make space on the disk, or give the replay a larger quota.",
             )
+
+    def _excess(self, live: int) -> tuple[int, str]:
+        """Return how many bytes have to go, and which limit says so; 0: none have to."""
+        if self._quota is not None and live > self._quota * (1 - _ROOM):
+            room = int(self._quota * _ROOM)
+            return live - (self._quota - room) + room, f"quota of {self._quota >> 20} MiB"
+        # Space within the file is as good as space beside it.
+        if self._reserve and self._env.size() - live < _LEEWAY:
+            free = shutil.disk_usage(self._env.path).free
+            if free < self._reserve:
+                return _LEEWAY, f"{self._reserve >> 20} MiB of the disk stay free"
+        return 0, ""
 
     def _check_file(self) -> None:
         """Refuse to let the file grow while somebody keeps what was removed from being used again.

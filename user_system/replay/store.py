@@ -21,7 +21,7 @@ from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
 from user_system.replay.ledger import Ledger
 from user_system.replay.pinning import LIMIT_S, Pinning
-from user_system.replay.retention import Retention
+from user_system.replay.retention import Limits, Retention
 from user_system.replay.schema import Schema
 from user_system.replay.tables import KIND, TABLES, U64
 
@@ -70,7 +70,8 @@ class Store:
         path: its directory.
         codecs: image field -> codec; ``raw`` where not named.
         quota_bytes: of what is stored; the oldest autonomous episodes go first when it is reached.
-            None: the disk is the quota.
+            None: the disk is the quota. The file may be a quarter larger.
+        reserve_bytes: disk space that stays free; where it does not, as with the quota.
         reader_limit_s: age of a snapshot at which its process is ended, see ``pinning``.
 
     Example::
@@ -85,12 +86,14 @@ class Store:
         *,
         codecs: Mapping[str, image_codecs.Codec] | None = None,
         quota_bytes: int | None = None,
+        reserve_bytes: int = 0,
         reader_limit_s: float = LIMIT_S,
     ):
         self.env = Env(path, KIND, TABLES)
         self._ledger = Ledger(self.env)
         pinning = Pinning(self.env, reader_limit_s)
-        self._retention = Retention(self.env, self._ledger, pinning, quota_bytes)
+        limits = Limits(quota_bytes, reserve_bytes)
+        self._retention = Retention(self.env, self._ledger, pinning, limits)
         self._keeper = Keeper(self.env, pinning)
         self._codecs = dict(codecs or {})
         if unknown := set(self._codecs.values()) - set(image_codecs.CODECS):

@@ -43,7 +43,7 @@ class Head:
         for host in self._hosts:
             authority.issue(host, Role.ROBOT)
         self._address = _free_address()
-        config = ReplayHostConfig(self.link(NAME), "bench", self.store, 1 << 40, 1 << 30)
+        config = ReplayHostConfig(self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {})
         path, ready = self._directory / "replay.json", self._directory / "ready"
         write_private(path, json.dumps(dump(config)))
         variables = {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
