@@ -51,8 +51,10 @@ FRAGMENT: Mapping[str, str] = {
     "task": "int32",
     "run": "int32",
     "wall_ns": "int64",
+    "names": "int32",
 }
-"""Per-fragment columns: -1 for no ``void_from`` and for a ``success`` that is not known."""
+"""Per-fragment columns: -1 for no ``void_from`` and for a ``success`` that is not known; ``names``
+counts the strings of the block that were seen by then, so that a part of it knows no more."""
 
 EpisodeKey = tuple[str, int, str]
 """(producer, epoch, episode): nothing is ever joined across lives of a producer."""
@@ -119,10 +121,12 @@ class Block:
         if n == len(self):
             return self
         steps, rows = int(self.fragments["steps"][:n].sum()), int(self.rows[:n].sum())
+        seen = int(self.fragments["names"][n - 1]) if n else 0
+        episodes = int(self.fragments["episode"][:n].max(initial=-1)) + 1
         return Block(
             self.schema,
-            self.names,
-            self.episodes,
+            self.names[:seen],
+            self.episodes[:episodes],
             {name: values[:n] for name, values in self.fragments.items()},
             {name: values[:steps] for name, values in self.steps.items()},
             {name: values[:rows] for name, values in self.observation.items()},
@@ -238,6 +242,7 @@ class _Joiner:
             code(header.task),
             code(header.run),
             header.wall_ns,
+            len(self._names),
         )
         return row, codes
 

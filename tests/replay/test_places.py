@@ -1,0 +1,180 @@
+"""Nothing is taken for somebody else's: not an image, not a place, not a counter."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from user_system.core.errors import DamageError
+from user_system.core.interfaces import Draw
+from user_system.replay import images, mapped, places, tables, verify
+from user_system.replay.env import Env
+from user_system.replay.index import Index, Mark
+from user_system.replay.keeper import BLOCK_STEPS
+from user_system.replay.sampler import ReplayData
+from user_system.replay.store import Store, reader
+from user_system.replay.tables import U64
+
+CAMERAS = {"cam": (40, 40, 3)}
+
+
+@pytest.fixture
+def written(tmp_path, recorder):
+    """A closed store of 6 fragments with images, and its observations by number."""
+    robot = recorder(cameras=CAMERAS)
+    fragments = [f for _ in range(3) for f in robot.run_episode(8)]
+    with Store(tmp_path / "replay").open(create=True) as store:
+        store.append(fragments)
+    pictures = {
+        number: f.observation["cam"][row]
+        for f in fragments
+        for row, number in enumerate(f.observation["flag"].tolist())
+    }
+    return tmp_path / "replay", pictures
+
+
+def edit(path, work):
+    """Change a closed store behind its back."""
+    with Env(path, tables.KIND, tables.TABLES).open() as env:
+        env.write(lambda txn: work(txn, env))
+
+
+def serve(path, pictures):
+    """Return the numbers of the steps that are served, each picture compared."""
+    with reader(path).open() as env:
+        data = ReplayData(env, seed=1)
+        for _ in range(20):
+            batch = data.draw(Draw(64))
+            for when in (batch.observation, batch.next_observation):
+                for number, picture in zip(when["flag"].tolist(), when["cam"], strict=True):
+                    assert (picture == pictures[number]).all(), number
+        return set(data.consume(Draw(data.count())).observation["flag"].tolist())
+
+
+def swap(txn, env, table, a, b):
+    """Let two keys exchange their values."""
+    one, two = (bytes(txn.get(key, db=env.table(table))) for key in (a, b))
+    txn.put(a, two, db=env.table(table))
+    txn.put(b, one, db=env.table(table))
+
+
+def test_images_under_the_key_of_another_fragment_are_damage(written):
+    path, pictures = written
+
+    def work(txn, env):
+        swap(txn, env, "images", images.key(0, 0, 0), images.key(2, 0, 0))
+        for offset in (0, 2):
+            txn.delete(U64.pack(offset), db=env.table("places"))
+
+    edit(path, work)
+    served = serve(path, pictures)
+    assert 10 <= len(served) < 24
+    damaged = verify.verify(path).damaged
+    assert sum("images are missing" in line for line in damaged) == 2
+
+
+def test_places_of_another_fragment_are_not_believed(written):
+    path, pictures = written
+    edit(path, lambda txn, env: swap(txn, env, "places", U64.pack(0), U64.pack(2)))
+    assert len(serve(path, pictures)) == 24, "the images themselves are sound"
+
+
+def test_places_that_point_elsewhere_cost_a_look_and_nothing_else(written):
+    path, pictures = written
+
+    def work(txn, env):
+        for offset, value in list(tables.entries(txn, env, "places", 0)):
+            identity = int.from_bytes(bytes(value[8:16]), "little")
+            moved = [p._replace(starts=p.starts + 4096) for p in places.decode(value)]
+            data = places.encode(identity, moved)
+            txn.put(U64.pack(offset), data, db=env.table("places"))
+
+    edit(path, work)
+    assert len(serve(path, pictures)) == 24
+
+
+def test_a_counter_that_damage_changed_is_noticed_before_anything_is_acknowledged(
+    written, recorder
+):
+    path, _ = written
+
+    def work(txn, env):
+        value = bytearray(txn.get(b"arm\0" + U64.pack(1), db=env.table("next")))
+        value[7] ^= 64
+        txn.put(b"arm\0" + U64.pack(1), bytes(value), db=env.table("next"))
+
+    edit(path, work)
+    robot = recorder(cameras=CAMERAS)
+    robot.sequence = 6
+    with Store(path).open() as store, pytest.raises(DamageError, match="does not belong"):
+        store.append(robot.run_episode(4))
+
+
+def test_a_position_is_known_before_it_is_written_and_stays(written):
+    path, _ = written
+    with reader(path).open() as env, env.read() as txn:
+        table = env.table("images")
+        for offset, value in tables.entries(txn, env, "places", 0):
+            for place in places.decode(value):
+                stored = txn.get(
+                    images.key(offset, place.camera, place.group), db=env.table("images")
+                )
+                group = images.Group.parse(stored)
+                assert place.starts.tolist() == (mapped.position(stored) + group.starts).tolist()
+                first = env.file.read(int(place.starts[0]), int(place.lengths[0]))
+                assert bytes(first) == bytes(group.bytes(0))
+                assert int(place.starts[0]) % 64 == 0
+
+
+def test_blocks_say_the_same_as_the_log(tmp_path, recorder, monkeypatch):
+    """An index from blocks, one from the log, and any mark in between: the same rows."""
+    monkeypatch.setattr("user_system.replay.keeper.BLOCK_STEPS", 16)
+    robots = [recorder(name, extras=name == "b") for name in ("a", "b", "c")]
+    path = tmp_path / "replay"
+    with Store(path).open(create=True) as store:
+        for _ in range(6):
+            for robot in robots:
+                store.append(robot.run_episode(7, flush_every=3))
+        store.tend()
+        with store.env.read() as txn:
+            blocked = tables.blocked(txn, store.env)
+            total = tables.peek(txn, store.env, "offset")
+        assert total - 16 < blocked <= total
+
+        def look(mark, *, blocks):
+            index = Index(store.env)
+            if not blocks:
+                monkeypatch.setattr(tables, "blocks", lambda *_: iter(()))
+            index.refresh(Mark(mark, 0))
+            monkeypatch.undo()
+            (rows,) = index.rows.values() if index.rows else (None,)
+            if rows is None:
+                return None
+            every = np.arange(len(rows))
+            names = ("obs", "next_obs", "next_step", "reward", "segment", "executed", "id", "k")
+            return [list(rows.names), *(rows.of(name, every).tolist() for name in names)]
+
+        for mark in range(total + 1):
+            assert look(mark, blocks=True) == look(mark, blocks=False), mark
+
+
+def test_a_damaged_block_is_read_from_the_log(tmp_path, recorder, caplog):
+    robot = recorder()
+    path = tmp_path / "replay"
+    with Store(path).open(create=True) as store:
+        fragments = robot.run_episode(BLOCK_STEPS + 40, flush_every=32)
+        store.append(fragments)
+        store.tend()
+        assert store.env.stats()["pages"] > 0
+    with reader(path).open() as env, env.read() as txn:
+        (place,) = tables.blocks(txn, env, 0)
+    with (path / "data.mdb").open("r+b") as file:
+        file.seek(place.position + place.length // 2)
+        file.write(b"damage")
+    with reader(path).open() as env:
+        data = ReplayData(env)
+        flags = data.consume(Draw(data.count())).observation["flag"]
+    assert (np.sort(flags) == np.arange(1, BLOCK_STEPS + 41)).all()
+    assert all(b - a == 1 for a, b in pairwise(np.sort(flags).tolist()))
+    assert "block 0 of" in caplog.text
+    assert not verify.verify(path).ok
