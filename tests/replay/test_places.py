@@ -113,7 +113,6 @@ def test_a_counter_that_damage_changed_is_noticed_before_anything_is_acknowledge
 def test_a_position_is_known_before_it_is_written_and_stays(written):
     path, _ = written
     with reader(path).open() as env, env.read() as txn:
-        table = env.table("images")
         for offset, value in tables.entries(txn, env, "places", 0):
             for place in places.decode(value):
                 stored = txn.get(
