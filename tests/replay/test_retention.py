@@ -55,6 +55,23 @@ def test_the_file_stays_within_its_quota_and_the_newest_stay(tmp_path, recorder)
     assert verify.verify(tmp_path / "replay").ok
 
 
+def test_blocks_leave_with_what_they_repeat(tmp_path, recorder, monkeypatch):
+    monkeypatch.setattr("user_system.replay.keeper.BLOCK_STEPS", 64)
+    robot = recorder(cameras=CAMERAS)
+    with Store(tmp_path / "replay", quota_bytes=QUOTA).open(create=True) as store:
+        for _ in range(15):
+            fill(store, robot, 10)
+            store.tend()
+        with store.env.read() as txn:
+            (lowest, _), *_ = tables.entries(txn, store.env, "log", 0)
+            first = tables.next_block(txn, store.env, 0)
+            (place,) = tables.blocks(txn, store.env, first)
+            assert first <= lowest < place.end, "the oldest block repeats nothing that is left"
+            blocks = txn.stat(store.env.table("columns"))["entries"]
+            assert blocks == txn.stat(store.env.table("blocks"))["entries"] < 30
+        assert ReplayData(store.env).count() == 16 * len(episodes_of(store))
+
+
 def test_what_a_person_did_outlives_what_a_robot_did_by_itself(tmp_path, recorder):
     robot = recorder(cameras=CAMERAS)
     with Store(tmp_path / "replay", quota_bytes=QUOTA).open(create=True) as store:
@@ -125,12 +142,13 @@ def test_a_deleted_episode_is_gone_for_everybody_and_the_reason_stays(tmp_path, 
     path = tmp_path / "replay"
     with Store(path).open(create=True) as store:
         ids = fill(store, robot, 5)
-        following = ReplayData(store.env, seed=3)
-        assert following.count() == 80
+        following, still = (ReplayData(store.env, seed=3, follow=f) for f in (True, False))
+        still.refresh()
+        assert following.count() == still.count() == 80
         assert store.delete(ids[2], who="ada", why="a face in the picture") == 4
         gone = set(range(2 * 17 + 1, 3 * 17 + 1))
-        for _ in range(5):
-            batch = following.draw(Draw(64))
+        for data in (following, still) * 5:
+            batch = data.draw(Draw(64))
             assert not gone & {*batch.observation["flag"].tolist()}
         assert following.count() == ReplayData(store.env).count() == 64
         with store.env.read() as txn:
