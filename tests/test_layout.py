@@ -41,6 +41,10 @@ DOORS = {
     "simplejpeg": ("user_system/codec/",),
     "safetensors": ("user_system/codec/",),
     "cryptography": ("comms/",),
+    "pyarrow": ("user_system/replay/exchange/parquet",),
+    "av": ("user_system/replay/exchange/video",),
+    "PIL": ("user_system/replay/exchange/picture",),
+    "mcap": ("user_system/replay/exchange/mcap_file",),
 }
 """Vendor library -> the only places that may import it."""
 

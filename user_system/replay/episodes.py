@@ -22,7 +22,7 @@ from user_system.core.errors import DamageError, SpecError
 from user_system.core.types import Array, Fragment, FragmentHeader, Stream
 from user_system.replay import images, joining
 from user_system.replay.env import Env, Txn
-from user_system.replay.joining import Joint
+from user_system.replay.joining import Joint, Piece
 from user_system.replay.schema import Schema
 from user_system.replay.store import log_entries
 
@@ -41,22 +41,6 @@ class LateLabel(NamedTuple):
     version: str
     values: Array
     """``[T]`` float32; NaN where it says nothing."""
-
-
-class Piece(NamedTuple):
-    """One recorded fragment of an episode."""
-
-    header: FragmentHeader
-    offset: int
-    """Its number in the log."""
-    first: int
-    """Row of its first step within the episode's arrays."""
-    steps: int
-    rows: int
-    """Observations: as many as steps, one more where the episode ends."""
-    extras: frozenset[str]
-    streams: Mapping[str, int]
-    """Stream -> how many of its samples are of this fragment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +295,6 @@ class Episodes:
     def _episode(
         self, number: int, key: EpisodeKey, found: _Found, part: Sequence[tuple[int, Fragment]]
     ) -> Episode:
-        pieces = _pieces(found.offsets, part)
         joined = [fragment for _, fragment in part]
         labels, verdict = self._late(key[2], joined[0].header.start, sum(map(len, joined)))
         with self.env.read() as txn:
@@ -338,7 +321,7 @@ class Episodes:
             streams=joining.streams(joined),
             names=names,
             cameras={name: (s[0], s[1], s[2]) for name, s in schema.images.items()},
-            pieces=pieces,
+            pieces=joining.pieces([(found.offsets[i], f) for i, f in part]),
             _source=self,
         )
 
@@ -383,18 +366,6 @@ def _entry(txn: Txn, env: Env, table: str, number: int) -> bytes | None:
     for found, value in log_entries(txn, env, table, number):
         return bytes(value) if found == number else None
     return None
-
-
-def _pieces(offsets: Sequence[int], part: Sequence[tuple[int, Fragment]]) -> tuple[Piece, ...]:
-    pieces, first = [], 0
-    for i, fragment in part:
-        counts = {name: len(stream.stamps) for name, stream in fragment.streams.items()}
-        sizes = first, len(fragment), len(fragment.robot_ns)
-        pieces.append(
-            Piece(fragment.header, offsets[i], *sizes, frozenset(fragment.extras), counts)
-        )
-        first += len(fragment)
-    return tuple(pieces)
 
 
 def _void(found: _Found, i: int, fragment: Fragment) -> Array:

@@ -1,15 +1,31 @@
 """What it takes to join the fragments of an episode: whether one continues the other, and how."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from user_system.codec import fragments
-from user_system.core.types import Array, Fragment, Stream
+from user_system.core.types import Array, Fragment, FragmentHeader, Stream
 
 SAME = ("run", "task", "robot", "purpose", "schema", "embodiment", "boot")
 """What the headers of joined fragments share."""
+
+
+class Piece(NamedTuple):
+    """One recorded fragment of an episode."""
+
+    header: FragmentHeader
+    offset: int
+    """Its number in the log."""
+    first: int
+    """Row of its first step within the episode's arrays."""
+    steps: int
+    rows: int
+    """Observations: as many as steps, one more where the episode ends."""
+    extras: frozenset[str]
+    streams: Mapping[str, int]
+    """Stream -> how many of its samples are of this fragment."""
 
 
 class Joint:
@@ -56,6 +72,18 @@ def _spans(fragment: Fragment) -> list[tuple[str, int, int]]:
     """Return (stream, first stamp, last stamp) of those that have samples."""
     streams = fragment.streams.items()
     return [(n, int(s.stamps[0]), int(s.stamps[-1])) for n, s in streams if len(s.stamps)]
+
+
+def pieces(joined: Sequence[tuple[int, Fragment]]) -> tuple[Piece, ...]:
+    """Return what each of the fragments, given with their numbers in the log, is of the whole."""
+    found: list[Piece] = []
+    first = 0
+    for offset, fragment in joined:
+        counts = {name: len(stream.stamps) for name, stream in fragment.streams.items()}
+        sizes = first, len(fragment), len(fragment.robot_ns)
+        found.append(Piece(fragment.header, offset, *sizes, frozenset(fragment.extras), counts))
+        first += len(fragment)
+    return tuple(found)
 
 
 def columns(joined: Sequence[Fragment]) -> tuple[tuple[str, ...], dict[str, Array]]:

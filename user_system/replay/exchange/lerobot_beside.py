@@ -180,7 +180,8 @@ def _streams(dataset: Dataset) -> list[_Stream]:
     for entry in listed:
         tail = form.parse_shape(entry.get("tail"))
         name, dtype = entry.get("name"), entry.get("dtype")
-        if tail is None or not isinstance(name, str) or dtype not in arrays.DTYPES:
+        texts = isinstance(name, str) and isinstance(dtype, str)
+        if tail is None or not texts or dtype not in arrays.DTYPES:
             raise SpecError(f"{form.INFO}: a stream", got=str(entry)[:200])
         found.append(_Stream(name, dtype, tail))
     return found

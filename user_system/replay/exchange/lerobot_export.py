@@ -23,7 +23,7 @@ from user_system.replay.exchange.lerobot_form import Feature, Form
 from user_system.replay.exchange.lerobot_side import Fragments, Last, StreamFiles
 from user_system.replay.exchange.lerobot_values import ABOUT, Values, about
 from user_system.replay.exchange.parquet import IMAGE, FileSeries
-from user_system.replay.exchange.staging import check_free, staged
+from user_system.replay.exchange.staging import check_free, hashes, staged
 from user_system.replay.exchange.stretches import Stretch, Survey, stretches
 
 Images = Literal["png", "video"]
@@ -39,7 +39,7 @@ class Options:
     """How to export."""
 
     images: Images = "png"
-    """``png`` keeps every pixel; ``video`` is a tenth of the size and lossy."""
+    """``png`` keeps every pixel; ``video`` is far smaller and lossy."""
     segments: frozenset[Segment] = frozenset()
     """Only the stretches of these segments, without what a rewind undid; empty: all, marked."""
     fps: int | None = None
@@ -162,11 +162,11 @@ class _Writer:
         }
         made = parquet.plain(tasks, {"task_index": "int64", "task": "string"})
         parquet.write(self._root / form.TASKS, parquet.indexed(made, "task"))
-        self._json(form.STATS, self._stats())
         names = {f.key: f.name for f in self._features}
         self._done.loss = {names[k]: series.loss.psnr() for k, series in self._videos.items()}
         self._done.path, self._done.found = target, found
         self._json(form.INFO, self._info())
+        self._json(form.STATS, self._stats())  # not hashed: others may count anew
         return self._done
 
     def _stats(self) -> dict[str, dict[str, Any]]:
@@ -268,6 +268,7 @@ class _Writer:
                 "streams": self._streams.describe(),
                 "loss": self._done.loss,
                 "read": self._done.found,
+                "files": hashes(self._root),
             },
         }
 

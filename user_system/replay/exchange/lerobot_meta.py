@@ -13,12 +13,13 @@ from typing import Any
 
 import xxhash
 
-from user_system.core.errors import SpecError
+from user_system.core.errors import DamageError, SpecError
 from user_system.replay.exchange import lerobot_form as form
 from user_system.replay.exchange.lerobot_features import of_info
 from user_system.replay.exchange.lerobot_form import Feature
 from user_system.replay.exchange.lerobot_values import ABOUT
 from user_system.replay.exchange.parquet import Source
+from user_system.replay.exchange.staging import file_hash
 
 MAX_JSON = 64 << 20
 MAX_FPS = 100_000
@@ -84,11 +85,8 @@ class Dataset:
                 todo="Convert it with the tools of the datasets' own project.",
             )
         ours = info.get(form.OURS)
-        if ours is not None and (
-            not isinstance(ours, dict) or ours.get("format") != form.OURS_FORMAT
-        ):
-            got = ours.get("format") if isinstance(ours, dict) else ours
-            raise SpecError(f"{root} was exported in another format", got=got, allowed=1)
+        if ours is not None:
+            _check_ours(root, ours)
         features, ignored = of_info(info, ours)
         kind = info.get("robot_type")
         dataset = cls(
@@ -113,15 +111,24 @@ class Dataset:
         return [path for _, _, path in sorted(found)]
 
     def fingerprint(self) -> str:
-        """Return a hash of all bytes that rows are made of."""
-        digest = xxhash.xxh3_128()
-        for path in sorted({inside(self.root, self.root / form.INFO), *self.files}):
-            name = path.relative_to(self.root.resolve()).as_posix()
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return str(digest.hexdigest())
+        """Return a hash of all bytes that rows are made of.
+
+        Raises:
+            DamageError: a file of our own export is not what was exported.
+        """
+        info = inside(self.root, self.root / form.INFO)
+        written: Mapping[str, Any] = (self.ours or {}).get("files", {})
+        files = {*self.files, info, *(inside(self.root, self.root / name) for name in written)}
+        names = {path: path.relative_to(self.root.resolve()).as_posix() for path in files}
+        found = {name: file_hash(path) for path, name in names.items()}
+        for path, name in names.items():
+            if self.ours is not None and path != info and written.get(name) != found[name]:
+                raise DamageError(
+                    f"{self.root / name} is not what was exported",
+                    todo="Copy the dataset again, or export it again.",
+                )
+        text = "".join(f"{name}\0{found[name]}\0" for name in sorted(found))
+        return str(xxhash.xxh3_128_hexdigest(text.encode()))
 
     def _episodes(self, info: Mapping[str, Any]) -> list[EpisodeRow]:
         """Return the list of episodes, after it proved to be without gaps."""
@@ -269,3 +276,12 @@ def _seconds(value: object, at: str) -> float:
     if not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise SpecError(f"{at}: from_timestamp", got=value, allowed="seconds")
     return float(value)
+
+
+def _check_ours(root: Path, ours: object) -> None:
+    form_of = ours.get("format") if isinstance(ours, dict) else ours
+    if not isinstance(ours, dict) or form_of != form.OURS_FORMAT:
+        what = f"{root} was exported in another format"
+        raise SpecError(what, got=str(form_of)[:80], allowed=form.OURS_FORMAT)
+    if not isinstance(ours.get("files"), dict):
+        raise SpecError(f"{form.INFO}: {form.OURS}.files", got=type(ours.get("files")).__name__)

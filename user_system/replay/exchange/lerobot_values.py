@@ -71,7 +71,8 @@ class Values:
         rows, episode = slice(self.stretch.low, self.stretch.high), self.stretch.episode
         if feature.kind == "step" and feature.dtype == TEXT:
             return [episode.names[i] for i in episode.columns[feature.name][rows]]
-        values = np.asarray(self._array(feature, rows, episode), feature.dtype)
+        with np.errstate(over="ignore"):  # a double beyond floats is infinite in the joined state
+            values = np.asarray(self._array(feature, rows, episode), feature.dtype)
         return values.reshape(-1, *(() if feature.shape == (1,) else feature.shape))
 
     def _array(self, feature: Feature, rows: slice, episode: Episode) -> Array:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
+
 from user_system.core.errors import ConfigError, StoreError
 
 
@@ -37,6 +39,21 @@ def staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
         else:
             work.unlink(missing_ok=True)
+
+
+def hashes(root: Path) -> dict[str, str]:
+    """Return the hash of every file under ``root``, by its path from there."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): file_hash(path) for path in files}
+
+
+def file_hash(path: Path) -> str:
+    """Return the xxh3-128 of a file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return str(digest.hexdigest())
 
 
 def check_free(target: Path) -> None:

@@ -3,7 +3,7 @@
 Per episode everything is exact: quantiles from the sorted values, those of images from histograms
 (8 bits make that exact too). Over all episodes, count, min, max, mean and std are exact, and so are
 the quantiles of images; quantiles of other columns are the episodes' weighted mean, an estimate.
-What is not finite (a reward not known yet) is left out.
+What is not finite (a reward not known yet) is left out, and so is what has no finite square.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,14 @@ NAMES = ("min", "max", "mean", "std", "count", *QUANTILES)
 MAX_ELEMENTS = 4096
 """Columns with more numbers per row get no statistics: nobody normalises those one by one."""
 
+MAX_VALUE = 1e150
+
 
 def of_values(values: Array) -> Stats | None:
     """Return the statistics of a column ``[N, …]``; None where none of it is finite."""
-    rows = values.reshape(len(values), -1).astype(np.float64)
-    rows = rows[np.isfinite(rows).all(1)]
+    with np.errstate(invalid="ignore"):  # a NaN of a kind that signals; it is left out below
+        rows = values.reshape(len(values), -1).astype(np.float64)
+    rows = rows[(np.abs(rows) < MAX_VALUE).all(1)]
     if not len(rows):
         return None
     shape = values.shape[1:] or (1,)

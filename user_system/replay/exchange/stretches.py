@@ -13,7 +13,8 @@ import numpy as np
 
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.types import Array, Segment
-from user_system.replay.episodes import Episode, Episodes, Piece
+from user_system.replay.episodes import Episode, Episodes
+from user_system.replay.joining import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +103,12 @@ class Survey:
         """
         seen: dict[str, Counter[Any]] = {name: Counter() for name in _SEEN}
         first: Episode | None = None
-        gaps: list[float] = []
         for episode in episodes.walk(check_images=False):
             found = list(stretches(episode, segments))
-            if not found:
-                continue
-            first = first or episode
-            _look(episode, seen)
-            seen["stretches"].update(steps=sum(map(len, found)), count=len(found))
-            if len(episode.robot_ns) > 1:
-                gaps.append(float(np.median(np.diff(episode.robot_ns))))
+            if found:
+                first = first or episode
+                _look(episode, seen)
+                seen["counts"].update(steps=sum(map(len, found)), stretches=len(found))
         if first is None:
             raise ConfigError(
                 f"there is no such step in {episodes.env.path}",
@@ -130,24 +127,26 @@ class Survey:
             action=first.columns["executed"].shape[1],
             fields={n: (v.dtype.name, v.shape[1:]) for n, v in first.observation.items()},
             cameras=dict(first.cameras),
-            rate=_rate(gaps),
-            stretches=seen["stretches"]["count"],
-            steps=seen["stretches"]["steps"],
+            rate=_rate(list(seen["gaps"].elements())),
+            stretches=seen["counts"]["stretches"],
+            steps=seen["counts"]["steps"],
             **{name: tuple(sorted(seen[name])) for name in _SEEN[:5]},
         )
 
 
-_SEEN = ("extras", "labels", "streams", "tasks", "robots", "schemas", "stretches")
+_SEEN = ("extras", "labels", "streams", "tasks", "robots", "schemas", "gaps", "counts")
 
 
 def _look(episode: Episode, seen: dict[str, Counter[Any]]) -> None:
     seen["extras"].update((n, v.dtype.name, v.shape[1:]) for n, v in episode.extras.items())
     streams = episode.streams.items()
     seen["streams"].update((n, s.values.dtype.name, s.values.shape[1:]) for n, s in streams)
-    seen["labels"].update(episode.labels)
+    seen["labels"].update(list(episode.labels))
     seen["tasks"].update([episode.header.task])
     seen["robots"].update([episode.header.robot])
     seen["schemas"].update([episode.header.schema])
+    if len(episode.robot_ns) > 1:
+        seen["gaps"].update([float(np.median(np.diff(episode.robot_ns)))])
 
 
 def _rate(gaps: list[float]) -> float:

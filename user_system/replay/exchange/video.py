@@ -220,6 +220,7 @@ class VideoFile:
                 raise SpecError(f"{self.path} holds no video")
             stream = self._container.streams.video[0]
             self._check(stream.codec_context.height, stream.codec_context.width)
+            stream.codec_context.options = {"err_detect": "explode"}
             self._frames = self._container.decode(stream)
             self._ahead = None
             self._take()
@@ -243,8 +244,9 @@ class VideoFile:
             frame = next(self._frames, None)
         except (av.FFmpegError, OSError) as error:
             raise SpecError(f"{self.path} is damaged", got=error) from error
-        if frame is not None and frame.time is None:
-            raise SpecError(f"{self.path} has frames without a time")
+        if frame is not None and (frame.time is None or frame.is_corrupt):
+            what = "a frame without a time" if frame.time is None else "a damaged frame"
+            raise SpecError(f"{self.path} has {what}")
         self._ahead = None if frame is None else (float(frame.time), frame)
         return taken
 
