@@ -36,7 +36,7 @@ def run_main(monkeypatch, *arguments: str) -> int:
 def test_help_names_every_command() -> None:
     done = call("--help")
     assert done.returncode == 0
-    for name in ("up", "plan", "status", "down", "plugins", "robots", "doctor", "bench"):
+    for name in ("up", "plan", "status", "down", "plugins", "robots", "doctor", "bench", "replay"):
         assert f"  {name} " in done.stdout
 
 

@@ -118,11 +118,14 @@ def test_random_damage_costs_no_more_than_what_it_hit(written, tmp_path, seed):
 def test_what_was_removed_stays_removed(written, tmp_path):
     path, observations = written
     with Store(path).open() as store:
-        store.delete("arm-2-1-4", who="ada", why="a face")
+        for episode in (4, EPISODES):  # one in between, and the newest
+            store.delete(f"arm-2-1-{episode}", who="ada", why="a face")
     before = sorted(served(path, observations))
     done = salvage(path, tmp_path / "new")
-    assert done.records == 8 * EPISODES - 4
+    assert done.records == 8 * EPISODES - 8
     assert sorted(served(tmp_path / "new", observations)) == before
+    with Store(tmp_path / "new").open() as store:
+        assert store.expected("arm-2", 1) == 4 * EPISODES, "it would be taken again"
 
 
 def test_it_refuses_a_place_that_is_taken_and_a_store_that_is_in_use(written, tmp_path):

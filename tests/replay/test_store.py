@@ -9,6 +9,7 @@ from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.core.ports import Ingest, Refused
 from user_system.core.types import End, Segment
+from user_system.replay import layout
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
 
@@ -259,3 +260,16 @@ def test_an_image_that_is_none_is_refused(store, recorder, shape):
     (refused,) = store.append([dataclasses.replace(fragment, observation=observation)])
     assert "image 'cam'" in refused.reason
     assert store.expected("arm", 1) == 1
+
+
+def test_schemas_are_kept_beside_the_file_whatever_happened_to_them(tmp_path, recorder):
+    path = tmp_path / "replay"
+    with Store(path).open(create=True) as store:
+        store.append(recorder().run_episode(3))
+        assert list(layout.read_schemas(path)) == ["s"]
+    (path / layout.SCHEMAS).unlink()
+    with Store(path).open():
+        assert list(layout.read_schemas(path)) == ["s"]
+    (path / layout.SCHEMAS).write_text("{damaged")
+    with Store(path).open():
+        assert list(layout.read_schemas(path)) == ["s"]

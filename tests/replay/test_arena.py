@@ -1,0 +1,62 @@
+"""Memory is used again when nobody holds it, and never before."""
+
+import gc
+import threading
+
+import numpy as np
+
+from user_system.replay.arena import Arena
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_that_nobody_holds_is_used_again():
+    arena = Arena()
+    first = arena.take((1000, 7), np.float32)
+    where = address(first)
+    del first
+    assert address(arena.take((1000, 7), np.float32)) == where
+
+
+def test_memory_that_somebody_holds_is_left_alone():
+    arena = Arena()
+    batch = arena.take((64, 8, 8, 3), np.uint8)
+    batch[:] = 7
+    view = batch[3:5].reshape(-1).view(np.int8)
+    del batch
+    gc.collect()
+    for _ in range(20):
+        arena.take((64, 8, 8, 3), np.uint8)[:] = 9
+    assert (view == 7).all()
+
+
+def test_a_batch_in_another_thread_is_left_alone():
+    arena = Arena()
+    batch = arena.take((4096,), np.uint8)
+    batch[:] = 5
+    taken, go = threading.Event(), threading.Event()
+    seen = []
+
+    def hold(mine):
+        taken.set()
+        go.wait(5)
+        seen.append(bool((mine == 5).all()))
+
+    thread = threading.Thread(target=hold, args=(batch,))
+    thread.start()
+    taken.wait(5)
+    del batch
+    for _ in range(20):
+        arena.take((4096,), np.uint8)[:] = 1
+    go.set()
+    thread.join()
+    assert seen == [True]
+
+
+def test_it_does_not_keep_everything_that_was_ever_asked_for():
+    arena = Arena()
+    for size in range(1, 200):
+        arena.take((size * 10_000,), np.uint8)
+    assert arena.nbytes < 30_000_000
