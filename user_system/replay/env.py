@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -28,6 +28,7 @@ from user_system.replay import layout, probe
 from user_system.replay.datafile import DataFile
 from user_system.replay.gate import Gate
 from user_system.replay.mapped import FileMap
+from user_system.replay.txn import Txn as Txn
 
 T = TypeVar("T")
 
@@ -41,50 +42,6 @@ FULL_BELOW = 4 << 20
 
 _open_here: set[str] = set()
 """Directories that this process has open: LMDB must not open one twice."""
-
-
-class Cursor(Protocol):
-    """A position in one table."""
-
-    def first(self) -> bool:
-        """Go to the first key."""
-
-    def last(self) -> bool:
-        """Go to the last key."""
-
-    def next(self) -> bool:
-        """Go to the next key."""
-
-    def set_range(self, key: bytes) -> bool:
-        """Go to the first key >= ``key``."""
-
-    def key(self) -> Any:
-        """Return the key here."""
-
-    def value(self) -> Any:
-        """Return the value here."""
-
-
-class Txn(Protocol):
-    """A transaction. What it returns from reads is valid until it ends."""
-
-    def get(self, key: bytes, default: None = None, db: Any = None) -> Any:
-        """Return a value or None."""
-
-    def put(self, key: bytes, value: Any, *, db: Any = None, append: bool = False) -> bool:
-        """Store a value."""
-
-    def delete(self, key: bytes, value: bytes = b"", db: Any = None) -> bool:
-        """Remove a key; False if there was none."""
-
-    def cursor(self, db: Any = None) -> Cursor:
-        """Return a cursor on a table."""
-
-    def stat(self, db: Any) -> dict[str, int]:
-        """Return pages and entries of a table."""
-
-    def id(self) -> int:
-        """Return the number of the transaction, or of the last one that a snapshot includes."""
 
 
 class Env:
