@@ -9,12 +9,18 @@ import os
 import secrets
 from pathlib import Path
 
+from user_system.cluster import quality_episodes as episodes
 from user_system.cluster import quality_sections as sections
 from user_system.cluster import svg
 from user_system.cluster.quality_parts import Markup, days, escape, join
 from user_system.core.errors import ConfigError, StoreError
 from user_system.replay.quality import Report
-from user_system.replay.quality.options import MIN_EPISODES, MIN_STEPS, SCORED_STEPS
+from user_system.replay.quality.options import (
+    MIN_EPISODES,
+    MIN_STEPS,
+    SCORED_EPISODES,
+    SCORED_STEPS,
+)
 from user_system.replay.quality.outliers import COMPARED
 
 _MARK = '<meta name="generator" content="user-system replay report">'
@@ -106,14 +112,14 @@ def _main(report: Report) -> Markup:
     return join(
         (
             _findings(report),
-            sections.outcome(report),
+            episodes.outcome(report),
             sections.divergence(report),
             sections.diversity(report),
             sections.coverage(report),
             sections.smoothness(report),
-            sections.help_(report),
-            sections.timing(report),
-            sections.outliers(report),
+            episodes.help_(report),
+            episodes.timing(report),
+            episodes.outliers(report),
             _method(report),
         )
     )
@@ -157,8 +163,8 @@ def _findings(report: Report) -> Markup:
     said = (
         f'<ul class="findings">{items}</ul>'
         if items
-        else "<p>Nothing: no record is missing or damaged, and no group differs from another by "
-        "more than the uncertainty of both.</p>"
+        else "<p>Nothing: no record is missing or damaged, and nobody differs from the others in "
+        "the same segment by more than the uncertainty of both.</p>"
     )
     return Markup(
         '<section id="read" aria-labelledby="read-title">'
@@ -184,14 +190,16 @@ def _method(report: Report) -> Markup:
 <div class="say"><h2 id="method-title">How it was computed</h2></div>
 <div class="method">
 <p>All steps were read once and counted. Comparisons use a random sample of at most
-{options.steps:,} steps of each group (a task, a segment, and who drove), and the search for
-unusual episodes {SCORED_STEPS} steps of each against {COMPARED:,} of the others. Seed
+{options.steps:,} steps of each group (a task, a segment, and who drove). The search for unusual
+episodes takes {SCORED_STEPS} steps of each segment of an episode, of at most {SCORED_EPISODES:,} in
+a task (there are {report.read["stretches"]:,} in all), against {COMPARED:,} of the others. Seed
 {options.seed}: the same store and seed give the same page.</p>
 <p>Left out of all comparisons: steps undone by a rewind, EVAL episodes, and what is damaged.
 Images are not looked at.</p>
 <h3>Similar</h3>
 <p>Each number of a state is taken in standard deviations over the task; the distance of two states
-is the root mean square over the numbers, about 1.4 for two at random. Two steps are similar if they
+is the root mean square over the numbers, about 1.4 for two at random. An episode far off
+from all others does not stretch this scale. Two steps are similar if they
 are of different episodes and closer than a radius, the same for everybody: at it, half of all
 steps have {options.neighbours} similar ones.</p>
 <ul>{radii}</ul>

@@ -5,6 +5,8 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 
 from user_system.replay.quality.estimates import Estimate, Spread
+from user_system.replay.quality.report import Report
+from user_system.replay.quality.tasks import Task
 
 Format = Callable[[float], str]
 
@@ -137,3 +139,13 @@ def days(first: int | None, last: int | None) -> str:
         return low
     day, _, rest = low.partition(" ")
     return f"{day if high.endswith(rest) else low} to {high}"
+
+
+def value_text(value: float | None, format_: Format) -> str:
+    """Return a number; "" where there is none."""
+    return "" if value is None else format_(value)
+
+
+def task_title(title: str, task: Task, report: Report) -> str:
+    """Return a title that names the task, where there are several."""
+    return f"{title}: {task.task}" if len(report.tasks) > 1 else title

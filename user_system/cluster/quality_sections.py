@@ -1,6 +1,6 @@
-"""The sections of the data quality report: each number with what it means and what is good."""
+"""The sections of the data quality report that compare groups: what it means, what is good."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from user_system.cluster import quality_plots as plots
@@ -8,28 +8,23 @@ from user_system.cluster.quality_parts import (
     Format,
     Markup,
     cards,
-    escape,
     estimate,
     figure,
     folded,
-    join,
     percent,
     section,
-    spread,
     table,
+    task_title,
     two,
+    value_text,
     whole,
 )
 from user_system.cluster.quality_plots import Row
-from user_system.replay.quality.estimates import Estimate
-from user_system.replay.quality.outliers import Outlier
-from user_system.replay.quality.report import Report, Together
+from user_system.replay.quality.report import Report
 from user_system.replay.quality.tasks import Group, Task
 
 _TASKS = 6
 """Tasks that are drawn, those with the most steps; the rest is in ``--json``."""
-_ROWS = 20
-"""Lines of a table, where there may be many."""
 
 
 class _Chart(NamedTuple):
@@ -41,60 +36,6 @@ class _Chart(NamedTuple):
     caption: str
     format: Format
     log: bool = False
-
-
-def outcome(report: Report) -> Markup:
-    """Return who drove how much, and how episodes ended."""
-    left_out = f"Not among them: {report.read['voids']:,} steps that a rewind undid"
-    if eval_ := report.read["purposes"].get("EVAL", 0):
-        left_out += f", and {eval_:,} EVAL episodes, which learners do not draw"
-    bars = plots.bars(report.steps, "steps", "Steps by segment and by who drove")
-    crews = report.crews[:_ROWS]
-    ended = plots.intervals(
-        [Row("", c.actors, c.success, _text(c.success.value, percent)) for c in crews],
-        "success",
-        "Success by who drove",
-        "share of episodes of known success",
-        percent=True,
-    )
-    long = plots.intervals(
-        [Row("", c.actors, _length(c), f"{c.steps.median:,.0f}" if c.steps else "") for c in crews],
-        "length",
-        "Episode length by who drove",
-        "steps",
-    )
-    columns = ("who drove", "episodes#", "steps each#", "return#", "success#", "not known#")
-    rows = [
-        (
-            crew.actors,
-            f"{crew.episodes:,}",
-            spread(crew.steps, whole),
-            spread(crew.returns, two),
-            estimate(crew.success, percent),
-            f"{crew.success_unknown:,}",
-        )
-        for crew in crews
-    ]
-    more = len(report.crews) - _ROWS
-    note = f'<p class="quiet note">{more} more are in --json.</p>' if more > 0 else ""
-    figures = (
-        figure(bars, f"{left_out}.", "Steps by segment"),
-        figure(ended, "Bars are 95 % intervals. Alone, and with whoever else drove.", "Success"),
-        figure(long, "The median, and where the middle eight tenths lie.", "Episode length"),
-    )
-    return section(
-        "outcome",
-        "Who drove, and how it ended",
-        [
-            "Steps are counted by segment (what they were) and by whoever chose the action. HOLD, "
-            "REWIND and RESET are the robot's own doing and are not judged below.",
-            "Success, length and return are of whole episodes, by everybody who drove in them.",
-        ],
-        "Good: every group that a learner draws from has tens of episodes, and few outcomes are "
-        "not known.",
-        cards(figures) + folded("The numbers", table("Whole episodes", columns, rows) + note),
-        full=True,
-    )
 
 
 def divergence(report: Report) -> Markup:
@@ -136,14 +77,14 @@ def diversity(report: Report) -> Markup:
     robots = [
         figure(
             plots.intervals(
-                [Row("", name, found, _text(found.value, two)) for name, found in task.robots],
+                [Row("", name, found, value_text(found.value, two)) for name, found in task.robots],
                 f"robots-{number}",
                 f"Transition diversity of each robot in {task.task}",
                 "spread of the next state (1: as without the step)",
             ),
             "By robot, whoever drove it. A robot that stands out is loose, late or badly "
             "calibrated, or works in a different scene.",
-            _title("By robot", task, report),
+            task_title("By robot", task, report),
         )
         for number, task in enumerate(report.tasks[:_TASKS])
     ]
@@ -177,7 +118,7 @@ def coverage(report: Report) -> Markup:
             plots.cloud(task.cloud, f"cloud-{number}", f"States of {task.task}, by segment"),
             "Each dot is the state of one sampled step, on the two directions in which states "
             "vary most; in brackets the share of their variance.",
-            _title("Where the states lie", task, report),
+            task_title("Where the states lie", task, report),
         )
         for number, task in enumerate(report.tasks[:_TASKS])
         if task.cloud is not None
@@ -238,112 +179,6 @@ def smoothness(report: Report) -> Markup:
     )
 
 
-def help_(report: Report) -> Markup:
-    """Return how much people helped the policies."""
-    if not report.help:
-        content = Markup('<p class="quiet">No policy drove in any episode.</p>')
-    else:
-        rate = report.help_rate
-        said = (
-            f"Over all {rate.episodes:,} episodes: {percent(rate.value)} of the steps "
-            f"({percent(rate.low or 0.0)} to {percent(rate.high or 0.0)})."
-            if rate.value is not None
-            else f"Over all episodes: {rate.why}."
-        )
-        label = "Share of steps driven by people, over episodes"
-        figures = [figure(plots.course(report.help, "help", label, "CORRECTION"), said, "Help")]
-        if report.solved:
-            label = "Share of episodes that succeeded without help, over episodes"
-            picture = plots.course(report.solved, "solved", label, "AUTO")
-            caption = "Share of episodes that succeeded while nobody else drove."
-            figures.append(figure(picture, caption, "Success without help"))
-        content = cards(figures)
-    return section(
-        "help",
-        "Help by people",
-        ["The share of driven steps that people drove, in episodes in which a policy drove too."],
-        "Good: it falls while the success of the policy alone rises.",
-        content,
-    )
-
-
-def timing(report: Report) -> Markup:
-    """Return how evenly observations were captured."""
-    rows = [
-        (
-            robot,
-            f"{found.p50_ms:,.1f} ms",
-            f"{found.p99_ms:,.1f} ms",
-            f"{found.longest_ms:,.0f} ms",
-            f"{found.missed:,} ({percent(found.missed_share)})",
-            f"{found.intervals:,}",
-        )
-        for robot, found in report.clocks.items()
-    ]
-    columns = ("robot", "median#", "99 of 100#", "longest#", "missed#", "intervals#")
-    content = table("Time between observations, on the robot's clock", columns, rows)
-    return section(
-        "timing",
-        "Timing of observations",
-        [
-            "From the capture stamps of all steps. An observation counts as missed where the time "
-            "to the next one is that of two periods or more.",
-        ],
-        "Good: the 99th of 100 intervals is close to the median, and none is missed. A policy "
-        "learns one period per step; a step that took two teaches it the wrong speed.",
-        content if rows else '<p class="quiet">There are no two observations to compare.</p>',
-    )
-
-
-def outliers(report: Report) -> Markup:
-    """Return the episodes that somebody should look at."""
-    parts = [part for task in report.tasks for part in _unusual(task, report)]
-    nothing = '<p class="quiet">Too few episodes to call one of them unusual.</p>'
-    return section(
-        "outliers",
-        "Episodes to look at",
-        [
-            "The ten whose actions differ most from those of all others in similar states, and "
-            "those that went where no other episode did.",
-            "The first is a ranking: somebody is always at its top. Twice the usual and more "
-            "deserves a look. Alone is the share of an episode's steps to whose states no other "
-            "episode came near.",
-        ],
-        "Look at one before you delete it: a brilliant recovery is unusual too.",
-        join(parts) or nothing,
-    )
-
-
-def _unusual(task: Task, report: Report) -> Iterator[Markup]:
-    columns = (
-        "episode",
-        "segment",
-        "who drove",
-        "robot",
-        "steps#",
-        "ended",
-        "divergence#",
-        "alone#",
-    )
-    for title, found in (
-        (_title("Act differently", task, report), task.outliers),
-        (_title("Go elsewhere", task, report), task.elsewhere),
-    ):
-        if found:
-            yield table(title, columns, [_outlier(one) for one in found])
-
-
-def _outlier(one: Outlier) -> Sequence[object]:
-    ended = {True: "success", False: "failure", None: "not known"}[one.success]
-    times = Markup('<span class="few">not comparable</span>')
-    if one.divergence is not None and one.times is not None:
-        usual = f"{one.times:.1f}× the usual"
-        times = Markup(f'{two(one.divergence)}<span class="ci">{usual}</span>')
-    name = Markup(f"<code>{escape(one.episode)}</code>")
-    actors = ", ".join(one.actors)
-    return name, one.segment, actors, one.robot, one.steps, ended, times, percent(one.alone)
-
-
 # --- sections of measures --------------------------------------------------------------------
 
 
@@ -363,11 +198,12 @@ def _measured(
         _chart(chart, task, report, number)
         for number, task in enumerate(report.tasks[:_TASKS])
         for chart in charts
+        if chart.measure != "disagreement" or _several(task)
     ]
     if not drawn:
         return section(id_, title, says, good, '<p class="quiet">Nobody drove yet.</p>')
     columns = ("who", "segment", *(["task"] if len(report.tasks) > 1 else []), "steps#")
-    columns = (*columns, "sampled#", *(f"{chart.title.lower()}#" for chart in charts))
+    columns = (*columns, "sampled#", *(f"{chart.measure}#" for chart in charts))
     rows = [
         (
             group.actor,
@@ -384,11 +220,10 @@ def _measured(
     return section(id_, title, says, good, cards([*drawn, *more]) + numbers, full=full)
 
 
-def _length(crew: Together) -> Estimate:
-    """Return where most lengths lie, to be drawn like an interval."""
-    if crew.steps is None:
-        return Estimate.none(crew.success.why or "too few")
-    return Estimate(crew.steps.median, crew.steps.low, crew.steps.high)
+def _several(task: Task) -> bool:
+    """Return whether anybody has others to be compared with."""
+    segments = [group.segment for group in task.groups]
+    return len(set(segments)) < len(segments)
 
 
 def _chart(chart: _Chart, task: Task, report: Report, number: int) -> Markup:
@@ -400,17 +235,9 @@ def _chart(chart: _Chart, task: Task, report: Report, number: int) -> Markup:
         log=chart.log,
         percent=chart.format is percent,
     )
-    return figure(picture, chart.caption, _title(chart.title, task, report))
+    return figure(picture, chart.caption, task_title(chart.title, task, report))
 
 
 def _line(group: Group, chart: _Chart) -> Row:
     found = group.measures[chart.measure]
-    return Row(group.segment, group.actor, found, _text(found.value, chart.format))
-
-
-def _text(value: float | None, format_: Format) -> str:
-    return "" if value is None else format_(value)
-
-
-def _title(title: str, task: Task, report: Report) -> str:
-    return f"{title}: {task.task}" if len(report.tasks) > 1 else title
+    return Row(group.segment, group.actor, found, value_text(found.value, chart.format))

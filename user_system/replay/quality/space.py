@@ -3,8 +3,8 @@
 Coordinates. Each number of a state is taken in units of its standard deviation over the task, and a
 distance is the root mean square over the numbers: two states at random are about 1.4 apart,
 whatever the robot. A step (s, a) has the coordinates of s and, with the same weight, those of a.
-Values far off count no further than ``_FAR`` in a deviation: one episode on another planet must not
-make all others look alike.
+Numbers that are far off in an episode (``_FAR``) are left out of deviations and trends: one episode
+on another planet must not make all others look alike.
 
 Near. Two steps are *similar* if they are of different episodes and closer than a radius, one for
 all groups of a task: it is what half of all sampled steps need to have ``neighbours`` similar ones.
@@ -29,8 +29,10 @@ from user_system.replay.quality.options import Options
 from user_system.replay.quality.samples import Columns
 
 _NARROWEST, _WIDEST = 0.05, 0.7
-_FAR = 1.0
-"""Beyond the middle nine tenths of the values of a number, in units of their width."""
+_FAR = 5.0
+"""A number is far off in an episode if its root mean square is so many times that in others."""
+_OTHERS = 90
+"""These others are so many of 100 episodes: what every tenth one shows is no stray."""
 _CONSTANT = 1e-6
 """Numbers that vary by less than this share of their size are not part of a state."""
 _ROWS_PER_WEIGHT = 10
@@ -76,22 +78,27 @@ class Space:
     """
 
     def __init__(self, samples: Sequence[Columns], options: Options, rng: np.random.Generator):
-        all_ = {n: np.concatenate([s[n] for s in samples]) for n in ("state", "action", "change")}
-        self._state, self._action = _Scale(all_["state"]), _Scale(all_["action"])
+        names = "state", "action", "change", "episode"
+        all_ = {n: np.concatenate([sample[n] for sample in samples]) for n in names}
+        episode = all_["episode"]
+        self._state = _Scale(all_["state"], episode)
+        self._action = _Scale(all_["action"], episode)
         self.kept = self._state.kept
         """Which numbers make a state: those that vary."""
         self.numbers = len(self.kept)
         moved = self._moved(all_["change"])
-        self.change_variance = float(np.square(_deviation(moved)).mean()) if self.numbers else 0.0
+        near = _near(moved, episode)
+        self.change_variance = float(np.nanvar(near, axis=0).mean()) if self.numbers else 0.0
         """Of what a state changes by in a step, mean over its numbers."""
-        self.change_size = float(np.sqrt(np.square(_near(moved)).mean())) if self.numbers else 0.0
+        self.change_size = float(np.sqrt(np.nanmean(np.square(near)))) if self.numbers else 0.0
         """Root mean square of the same."""
-        self.action_size = np.sqrt(np.square(_near(all_["action"].astype(np.float64))).mean(0))
+        near = _near(all_["action"].astype(np.float64), episode)
+        self.action_size = np.sqrt(np.nanmean(np.square(near), axis=0))
         """Root mean square of each number of an action."""
         self.action_numbers = len(self._action.kept)
         state, action = self._state(all_["state"]), self._action(all_["action"])
-        self._action_trend = _Trend(state, action)
-        self._change_trend = _Trend(np.hstack([state, action]), self._moved(all_["change"]))
+        self._action_trend = _Trend(state, action, episode)
+        self._change_trend = _Trend(np.hstack([state, action]), moved, episode)
         placed = [self.place(sample) for sample in samples]
         among = Points.join(placed)
         among = among.take(rng.permutation(len(among))[: options.steps])
@@ -138,9 +145,9 @@ class Space:
 class _Scale:
     """Numbers in units of their standard deviations; those that do not vary are left out."""
 
-    def __init__(self, rows: Array):
-        rows = rows.astype(np.float64)
-        mean, spread = _near(rows).mean(0), _deviation(rows)
+    def __init__(self, rows: Array, episode: Array):
+        near = _near(rows.astype(np.float64), episode)
+        mean, spread = np.nanmean(near, axis=0), np.nanstd(near, axis=0)
         self.kept = np.flatnonzero(spread > _CONSTANT * (np.abs(mean) + _CONSTANT))
         self._mean, self.size = mean[self.kept], spread[self.kept]
 
@@ -152,28 +159,31 @@ class _Scale:
 class _Trend:
     """The straight line from ``x`` ``[n, p]`` to ``y`` ``[n, q]``, by least squares."""
 
-    def __init__(self, x: Array, y: Array):
+    def __init__(self, x: Array, y: Array, episode: Array):
         self._weights = np.zeros((x.shape[1] + 1, y.shape[1]))
-        if len(x) >= _ROWS_PER_WEIGHT * len(self._weights):
-            self._weights = np.linalg.lstsq(_with_one(x), y, rcond=1e-6)[0]
+        usual = np.isfinite(_near(np.hstack([x, y]), episode)).all(1)
+        if usual.sum() >= _ROWS_PER_WEIGHT * len(self._weights):
+            self._weights = np.linalg.lstsq(_with_one(x[usual]), y[usual], rcond=1e-6)[0]
 
     def __call__(self, x: Array) -> Array:
         line: Array = _with_one(x) @ self._weights
         return line
 
 
-def _near(rows: Array) -> Array:
-    """Return rows ``[n, p]`` whose far-off values are moved to ``_FAR``."""
-    low, high = np.percentile(rows, (5, 95), axis=0)
-    room = np.where(high > low, _FAR * (high - low), np.inf)
-    near: Array = np.clip(rows, low - room, high + room)
-    return near
+def _near(rows: Array, episode: Array) -> Array:
+    """Return rows ``[n, p]`` with NaN in place of numbers that are far off in their episode.
 
-
-def _deviation(rows: Array) -> Array:
-    """Return the standard deviation of each number ``[p]``; see ``_near``."""
-    deviation: Array = _near(rows).std(0)
-    return deviation
+    Whole episodes, since a single value may be far from most and still belong to the task: forces
+    are 0 until something is touched, and then they are not.
+    """
+    _, which = np.unique(episode, return_inverse=True)
+    squares = np.square(rows - np.median(rows, axis=0))
+    sums = np.zeros((which.max() + 1, rows.shape[1]))
+    np.add.at(sums, which, squares)
+    means = sums / np.bincount(which)[:, None]
+    usual = np.percentile(means, _OTHERS, axis=0, method="lower")
+    far = (means > _FAR**2 * usual) & (usual > 0)
+    return np.where(far[which], np.nan, rows)
 
 
 def _with_one(x: Array) -> Array:
