@@ -13,7 +13,7 @@ export TORCH
 .DEFAULT_GOAL := help
 # venv and system may both call the package manager.
 .NOTPARALLEL:
-.PHONY: help venv system system-tests demo test check bench clean
+.PHONY: help venv system system-tests demo test chaos check bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: venv system ## install everything and run the whole system from deploy/dem
 
 test: venv system-tests ## install everything and run all tests
 	@.venv/bin/python -m pytest $(ARGS)
+
+chaos: venv system-tests ## kill, cut, fill and damage stores for half an hour; counts what they survived
+	@scripts/chaos $(ARGS)
 
 check: venv ## lint, format, types, layers, generated code
 	@scripts/check
