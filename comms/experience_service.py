@@ -279,7 +279,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         now = time.monotonic()
         with self._lock:
             if group:
-                self._pacing.waited(now - group[0].at, len(self._streams))
+                self._pacing.waited(now - group[0].at, now - started, len(self._streams))
                 self._figures["credit"] = float(self._pacing.credit(len(self._streams)))
             self._figures["commits"] += bool(group)
             self._figures["fragments"] += len(group)

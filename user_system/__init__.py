@@ -3,15 +3,17 @@
 Everything a plugin author needs is here; importing it costs NumPy and nothing else.
 """
 
+from user_system.core.draws import AsOf, Draw, Hindsight, Weigh
 from user_system.core.errors import UserSystemError
 from user_system.core.interfaces import (
     Data,
-    Draw,
+    Encoder,
     Judgement,
     Learner,
     LearnerPlugin,
     NotReady,
     Policy,
+    Priorities,
     Report,
     ResetPlan,
     Robot,
@@ -33,12 +35,15 @@ from user_system.core.types import (
 
 __all__ = [
     "ActionSpec",
+    "AsOf",
     "Batch",
     "Data",
     "Draw",
+    "Encoder",
     "End",
     "Field",
     "Fragment",
+    "Hindsight",
     "Judgement",
     "Learner",
     "LearnerPlugin",
@@ -47,6 +52,7 @@ __all__ = [
     "Plan",
     "Policy",
     "PolicySpec",
+    "Priorities",
     "Purpose",
     "Reading",
     "Registry",
@@ -58,6 +64,7 @@ __all__ = [
     "Task",
     "TimeStep",
     "UserSystemError",
+    "Weigh",
     "Weights",
 ]
 

@@ -85,7 +85,7 @@ def make_fragment() -> Callable[..., Fragment]:
             reward=np.zeros(steps, np.float32),
             segment=np.full(steps, Segment.AUTO, np.uint8),
             end=end,
-            robot_ns=np.arange(rows, dtype=np.int64),
+            robot_ns=np.arange(rows, dtype=np.int64) + sequence % 5 * steps,
             policy=np.zeros(steps, np.uint16),
             version=np.zeros(steps, np.int64),
             operator=np.zeros(steps, np.uint16),

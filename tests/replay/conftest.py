@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))  # for ``replay_model`` and ``replay_world``
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.interfaces import Data, Draw, NotReady
 from user_system.core.types import End, Purpose, Segment
+from user_system.replay.choosing import Chooser
 from user_system.replay.sampler import ReplayData
 from user_system.replay.views import View, with_views
 
@@ -282,6 +283,37 @@ def test_mixes_are_exact_counts_in_the_order_of_the_mix(store, data, recorder):
         assert demos[128:].all()
 
 
+@pytest.mark.parametrize(
+    ("n", "mix", "counts"),
+    [
+        (7, {"online": 0.5, "demos": 0.5}, [4, 3]),
+        (5, {"demos": 1, "online": 1, "all": 1}, [2, 2, 1]),
+        (10, {"online": 0.1, "demos": 0.2, "all": 0.7}, [1, 2, 7]),
+        (3, {"online": 0.0, "demos": 2.0}, [3]),
+        (1, {"online": 0.3, "demos": 0.7}, [1]),
+    ],
+)
+def test_odd_sizes_go_to_the_largest_remainder(store, data, recorder, n, mix, counts):
+    robot = recorder()
+    robot.step(20)
+    robot.step(20, segment=Segment.DEMO)
+    robot.step(1)
+    store.append([robot.flush()])
+    drawn, shown = [], []
+    pick = Chooser.pick
+
+    def counted(self, rng, view, size, request):
+        drawn.append(size)
+        shown.append(view)
+        return pick(self, rng, view, size, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chooser, "pick", counted)
+        assert len(data.draw(Draw(n, mix=mix))) == n
+    assert drawn == counts
+    assert shown == [view for view in mix if view in shown]
+
+
 def test_each_view_shows_what_its_name_says(store, data, recorder):
     robot = recorder()
     for segment in Segment:
@@ -401,6 +433,10 @@ def test_episodes_come_whole_and_only_when_complete(store, data, recorder):
     assert batch.next_observation["flag"].tolist() == [6, 12]
     with pytest.raises(NotReady):
         data.consume(Draw(1, unit="episode"))
+    other.step(1, end=End.TIMEOUT)
+    store.append([other.flush()])
+    late = data.consume(Draw(1, unit="episode"))
+    assert late.observation["flag"].tolist() == [[7, 8, 9, 13]]
 
 
 def test_draws_repeat_with_the_seed_and_differ_without(store, recorder):

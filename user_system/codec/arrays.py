@@ -124,6 +124,11 @@ def stated_size(head: Buffer) -> int:
     return int(total) if magic == MAGIC and version == VERSION else 0
 
 
+def stated_checksum(head: Buffer) -> int:
+    """Return the checksum that the message beginning with ``head`` states; 0 where it is none."""
+    return int(_CHECKSUM.unpack_from(head, _PREFIX.size)[0]) if stated_size(head) else 0
+
+
 def little_endian(value: Array, name: str) -> Array:
     """Return ``value`` in C order and little-endian, copied only where it is not so already.
 

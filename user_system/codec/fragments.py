@@ -40,6 +40,15 @@ _FORMAT = 1
 _TEXTS = ("producer", "run", "task", "episode", "schema", "robot", "embodiment", "boot")
 _NUMBERS = ("epoch", "sequence", "start", "wall_ns", "wall_bound_ns")
 _OPTIONAL = ("names", "success", "void_from", "purpose")
+
+_BOUNDS = {
+    "epoch": (0, 1 << 64),
+    "sequence": (0, 1 << 64),
+    "start": (0, 1 << 63),
+    "wall_ns": (-(1 << 63), 1 << 63),
+    "wall_bound_ns": (0, 1 << 63),
+}
+"""Numbers of the header, as columns and keys hold them."""
 _FIELDS = tuple(field.name for field in fields(FragmentHeader))
 
 
@@ -116,6 +125,15 @@ def check(fragment: Fragment) -> None:
         broken(fragment)
 
 
+def is_text(text: str) -> bool:
+    """Return whether ``text`` can be written as UTF-8: JSON can say what cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _header(value: object) -> FragmentHeader:
     if not isinstance(value, dict) or value.keys() != {*_TEXTS, *_NUMBERS, *_OPTIONAL}:
         raise DamageError("fragment header has the wrong fields", got=value)
@@ -146,9 +164,12 @@ def _check_header(fragment: Fragment) -> None:
     for key in ("producer", "run", "episode", "schema", "robot"):
         if not getattr(header, key):
             _refuse(fragment, f"{key} is empty", "''", "a name")
-    for key in ("epoch", "sequence", "start", "wall_bound_ns"):
-        if getattr(header, key) < 0:
-            _refuse(fragment, f"{key} is negative", getattr(header, key), ">= 0")
+    for key, (low, high) in _BOUNDS.items():
+        if not low <= getattr(header, key) < high:
+            _refuse(fragment, f"{key} is out of bounds", getattr(header, key), f"{low}..{high - 1}")
+    for text in (*(getattr(header, key) for key in _TEXTS), *header.names):
+        if not text.isascii() and not is_text(text):
+            _refuse(fragment, "header holds what is no text", ascii(text), "Unicode")
     if header.void_from is not None and not 0 <= header.void_from <= header.start:
         _refuse(fragment, "void_from", header.void_from, f"0..{header.start}")
     if not header.names or header.names[0] != "":
@@ -166,8 +187,8 @@ def _check_dtypes(fragment: Fragment) -> None:
 
 
 def _check_rows(fragment: Fragment) -> None:
-    steps = len(fragment)
-    if steps == 0 or fragment.executed.ndim != 2:
+    steps = len(fragment) if fragment.executed.ndim == 2 else 0
+    if steps == 0:
         _refuse(fragment, "executed", list(fragment.executed.shape), "[T, Da] with T >= 1")
     if fragment.proposed.shape != fragment.executed.shape:
         _refuse(fragment, "proposed", fragment.proposed.shape, fragment.executed.shape)
@@ -220,6 +241,8 @@ def _check_streams(fragment: Fragment) -> None:
         if stream.stamps.dtype != np.int64 or stream.stamps.shape != (count,):
             got = (stream.stamps.dtype, stream.stamps.shape)
             _refuse(fragment, f"stamps of stream {name!r}", got, f"int64 ({count},)")
+        if stream.values.dtype.kind == "f" and not np.isfinite(stream.values).all():
+            _refuse(fragment, f"stream {name!r} is not finite", "NaN or infinity", "finite numbers")
         if (np.diff(stream.stamps) < 0).any():
             _refuse(fragment, f"stamps of stream {name!r} run backwards", "", "never backwards")
         arrays.little_endian(stream.values, f"stream {name}")

@@ -12,12 +12,13 @@ that calls them reads:
     experience  -> learner.update() -> weights -> policy.load(weights)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from user_system.core.draws import Draw as Draw
 from user_system.core.errors import ConfigError
 from user_system.core.specs import ActionSpec, Field, PolicySpec, RobotSpec
 from user_system.core.types import (
@@ -239,28 +240,6 @@ class Policy(Protocol):
         """Learn what was really executed, by whomever; recurrent policies need it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One request to the replay buffer."""
-
-    n: int
-    """Rows."""
-    unit: Literal["step", "nstep", "window", "episode"] = "step"
-    length: int = 1
-    """Steps per n-step sum or window."""
-    gamma: float = 0.99
-    """Discount per step."""
-    mix: Mapping[str, float] = field(default_factory=lambda: {"all": 1.0})
-    """View -> share; shares become exact counts, largest remainder first."""
-    columns: Sequence[str] = ()
-    """Further columns wanted in ``Batch.extras``."""
-    observations: Sequence[str] | None = None
-    """Only these observation fields; None means all."""
-    include_void: bool = False
-    cross_segments: bool = True
-    """Whether an n-step sum or window may cross a segment border; never an episode or a void."""
-
-
 class NotReady(Exception):
     """A view has nothing to draw from yet; ask again later."""
 
@@ -291,6 +270,36 @@ class Data(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""
+
+
+@runtime_checkable
+class Priorities(Protocol):
+    """Data that remembers how much each step matters to this learner: a window on this host has it.
+
+    Draws with ``Weigh("priority")`` use it.
+    """
+
+    def prioritise(self, ids: Array, values: Array) -> None:
+        """Say what steps ``ids`` ``[N]`` (``Batch.ids``) are worth ``[N]`` from now on.
+
+        It lasts as long as this window, and is part of its ``state_dict``. Steps that have left the
+        store since they were drawn are passed over.
+        """
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen network from images to features. Draws give its features instead of the images."""
+
+    @property
+    def hash(self) -> str:
+        """Of its weights: features of another one are made anew."""
+
+    def encode(self, images: Array) -> Array:
+        """Return features ``[N, ...]`` of float16 or float32 of images ``[N, H, W, C]`` uint8.
+
+        Each must depend on its own image alone, to the last bit where draws are to repeat exactly.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class Batch:
     """What a learner consumes. ``B`` rows; windows add a second axis ``L`` after it."""
 
     observation: Mapping[str, Array]
-    """``[B, …]``; for windows with history ``[B, L, …]``."""
+    """``[B, …]``; ``[B, L, …]`` for windows, ``[B, H, …]`` for a history of H."""
     action: Array
     """Executed actions ``[B, Da]`` or ``[B, L, Da]`` float32, physical units."""
     reward: Array
@@ -223,7 +223,8 @@ class Batch:
     discount: Array
     """``[B]`` float32: multiplies the value of ``next_observation``; 0 after ``TERMINATED``."""
     next_observation: Mapping[str, Array]
-    """``[B, …]``: recorded after this very step (after the last one of an n-step draw)."""
+    """``[B, …]``: recorded after this very step (after the last one of an n-step draw); with those
+    before it, ``[B, H, …]``, for a history."""
     end: Array
     """``[B]`` uint8, values of ``End`` of the last step drawn."""
     valid: Array
@@ -231,7 +232,8 @@ class Batch:
     ids: Array
     """``[B]`` uint64: the step's place in the store, for write-backs."""
     extras: Mapping[str, Array] = field(default_factory=dict)
-    """Requested further columns: segment, version, proposed, operator, policy extras."""
+    """Requested further columns: segment, version, proposed, operator, policy extras; and what a
+    draw adds: ``importance``, ``relabelled``, ``history_valid``, ``next_history_valid``."""
 
     def __len__(self) -> int:
         return len(self.ids)

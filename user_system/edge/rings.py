@@ -71,6 +71,9 @@ class Ring:
                 self._map = mmap.mmap(file.fileno(), 0)
         except (OSError, ValueError) as error:
             raise LinkError("no ring to open", got=f"{self.path}: {error}") from error
+        if len(self._map) < _DATA:
+            self._map.close()
+            raise LinkError("not a ring file", got=self.path, todo="Delete it and restart.")
         self._words = memoryview(self._map)[:_DATA].cast("Q")
         waiting = self._words[_HEAD] - self._words[_TAIL]
         whole = self._words[0] == MAGIC and len(self._map) == _DATA + self._words[_CAPACITY]
@@ -97,7 +100,8 @@ class Ring:
         with open(temporary, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(MAGIC.to_bytes(8, "little") + self._capacity.to_bytes(8, "little"))
-            file.truncate(_DATA + self._capacity)
+            # Every block of it now: a put into a hole of a full disk would be a SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, _DATA + self._capacity)
         os.replace(temporary, self.path)
 
     def put(self, payload: bytes) -> bool:

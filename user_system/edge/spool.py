@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from user_system.codec import fragments as codec
-from user_system.core.errors import DamageError, StoreError
+from user_system.core.errors import DamageError, LinkError, StoreError
 from user_system.core.ports import Refused
 from user_system.core.types import Fragment
 from user_system.edge.rings import Ring
@@ -130,7 +130,6 @@ class Spool:
 
         Raises:
             StoreError: the disk does not take what the last life left.
-            LinkError: the journal's file is something else.
         """
         if producer not in self._journals:
             path = self._directory / f"{producer}.journal"
@@ -143,7 +142,18 @@ class Spool:
         return self._queue.begin_epoch(producer)
 
     def _finish(self, left: Ring) -> None:
-        left.open()
+        """Carry on what the last life left in its journal.
+
+        A journal is not flushed, so a power cut may leave any part of it. One that is none is put
+        aside: what it held was not on disk, and the robot must be able to start.
+        """
+        try:
+            left.open()
+        except LinkError as error:
+            aside = left.path.with_suffix(f".damaged-{time.time_ns()}")
+            left.path.rename(aside)
+            log.error("%s is no journal and was put aside as %s: %s", left.path, aside.name, error)
+            return
         try:
             while left.waiting:
                 self._carry_one(left)

@@ -6,6 +6,7 @@ again, but only when neither the batch nor any view of it is left; whoever keeps
 unchanged, and makes the next one take fresh memory.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TypeVar
@@ -32,7 +33,7 @@ class Arena:
 
     def take(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """Return an array of ``shape`` with arbitrary contents."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         base = self._free(size)
         view: Array = base[:size].view(dtype).reshape(shape)
         return view

@@ -64,6 +64,18 @@ class Column:
         return self._space.dtype
 
 
+class Extra:
+    """A column that only some steps have: what a policy recorded, or a late label."""
+
+    def __init__(self, dtype: Any, tail: tuple[int, ...]):
+        self.values, self.known = Column(dtype, tail), Column(bool)
+
+    def pad(self, size: int) -> None:
+        """Make it ``size`` rows long; NaN, where the dtype has it, for those not known."""
+        self.values.pad(size, np.nan if self.values.dtype.kind == "f" else 0)
+        self.known.pad(size, value=False)
+
+
 class Names:
     """Strings as small numbers, in the order in which they were first seen."""
 

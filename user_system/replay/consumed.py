@@ -1,16 +1,24 @@
-"""What was consumed: a set of row numbers, kept small because it is nearly contiguous."""
+"""What was consumed: a set of rows, kept small because it is nearly contiguous."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from user_system.core.errors import SpecError
 from user_system.core.types import Array
+from user_system.replay import ids
+from user_system.replay.rows import Rows
 
 
 class Consumed:
-    """A set of whole numbers >= 0, as a bitmap in memory and as ranges in a checkpoint."""
+    """A set of row numbers, as a bitmap in memory and as ranges of ids in a checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        rows: returns what is numbered; None while there is nothing.
+    """
+
+    def __init__(self, rows: Callable[[], Rows | None]) -> None:
+        self._rows = rows
         self._taken = np.zeros(256, bool)
 
     def add(self, numbers: Array) -> None:
@@ -28,17 +36,27 @@ class Consumed:
         return rest
 
     def state(self) -> list[list[int]]:
-        """Return the set as ``[first, end)`` ranges."""
-        edges = np.diff(np.concatenate([[0], self._taken.astype(np.int8), [0]]))
-        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-        return [[int(start), int(end)] for start, end in zip(starts, ends, strict=True)]
+        """Return the set as ranges of ids, first and last."""
+        rows = self._rows()
+        return [] if rows is None else ids.ranges_of(rows, self._taken)
 
-    def load(self, state: Sequence[Sequence[int]]) -> None:
-        """Become the set that ``state`` returned."""
-        self._taken[:] = False
-        for start, end in state:
-            self._reserve(end)
-            self._taken[start:end] = True
+    def load(self, state: ids.Ranges, end: int = 1 << 64) -> None:
+        """Become what of ``state``, in which all ids are below ``end``, is still there.
+
+        Raises:
+            SpecError: no such set.
+        """
+        before, rows = -1, self._rows()
+        taken = np.zeros(256 if rows is None else max(len(rows), 256), bool)
+        for first, last in state:
+            # Rising, so that to take them over is one pass, whoever made them up.
+            if not before < int(first) <= int(last) < end:
+                allowed = f"rising, below {end}"
+                raise SpecError("ranges of what was consumed", got=(first, last), allowed=allowed)
+            before = int(last)
+            if rows is not None:
+                taken[ids.between(rows, int(first), before)] = True
+        self._taken = taken
 
     def __len__(self) -> int:
         return int(self._taken.sum())

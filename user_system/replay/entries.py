@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
-from user_system.codec import fragments
+from user_system.codec import arrays, fragments
 from user_system.codec import images as image_codecs
 from user_system.core.errors import SpecError
 from user_system.core.types import Fragment, FragmentHeader
@@ -46,12 +46,18 @@ def prepare(fragment: Fragment, codecs: Mapping[str, image_codecs.Codec]) -> Ent
     """Return a fragment checked and encoded, or refused."""
     source = b""
     try:
-        source = source_key(fragment.header.producer, fragment.header.epoch)
+        key = source_key(fragment.header.producer, fragment.header.epoch)
+        if not 0 <= fragment.header.sequence < (1 << 64) - 1:
+            raise SpecError("not a sequence", got=fragment.header.sequence, allowed="0..2^64 - 2")
+        source = key
         fragments.check(fragment)
         _check_size(fragment)
         schema = Schema.of(fragment)
         low = {name: fragment.observation[name] for name in schema.fields}
         record = fragments.encode(replace(fragment, observation=low))
+        if len(record) > arrays.MAX_BYTES:
+            # Readers would take it for damage.
+            raise SpecError("record is too large", got=len(record), allowed=arrays.MAX_BYTES)
         pixels = list(images.values(fragment, identity(fragment.header), schema, codecs))
     except SpecError as error:
         return Entry(fragment, source, str(error))
@@ -86,10 +92,17 @@ def source_key(producer: str, epoch: int) -> bytes:
     Raises:
         SpecError: they fit none.
     """
-    name = producer.encode()
-    if len(name) > _MAX_NAME or b"\0" in name or not 0 <= epoch < 1 << 64:
+    name = producer.encode(errors="surrogatepass")
+    if (
+        not fragments.is_text(producer)
+        or len(name) > _MAX_NAME
+        or b"\0" in name
+        or not 0 <= epoch < 1 << 64
+    ):
         raise SpecError(
-            "not a source", got=(producer[:80], epoch), allowed=f"a name of <= {_MAX_NAME} bytes"
+            "not a source",
+            got=(ascii(producer[:80]), epoch),
+            allowed=f"a name of <= {_MAX_NAME} bytes",
         )
     return name + b"\0" + U64.pack(epoch)
 

@@ -12,6 +12,7 @@ What LMDB gives and what it does not:
 - A reader that was killed pins old pages for ever; the writer clears such every ten seconds.
 """
 
+import mmap
 import os
 import shutil
 import threading
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from user_system.core.errors import DamageError, StoreError
-from user_system.replay import layout, probe
+from user_system.replay import layout, probe, structure
 from user_system.replay.datafile import DataFile
 from user_system.replay.gate import Gate
 from user_system.replay.mapped import FileMap
@@ -39,6 +40,9 @@ MAX_READERS = 254
 READER_CHECK_S = 10.0
 FULL_BELOW = 4 << 20
 """A short write with less free space than this is a full disk, whatever the errno says."""
+
+_NO_RESERVE = 0x4000
+"""``MAP_NORESERVE``, which Python does not name: address space, not memory, is asked for."""
 
 _open_here: set[str] = set()
 """Directories that this process has open: LMDB must not open one twice."""
@@ -104,8 +108,10 @@ class Env:
             self._create()
         layout.check_manifest(self.path, self._kind, self._format)
         missing = layout.missing_pages(self.path)
-        if missing and self.careful:
-            probe.require_readable(self.path, missing)
+        if self.careful:
+            if missing:
+                probe.require_readable(self.path, missing)
+            self._check_structure()
         if not self.readonly:
             self._lock_file = layout.lock_writer(self.path)
         try:
@@ -284,6 +290,22 @@ class Env:
         new.rename(self.path)
         layout.sync_directory(self.path.parent)
 
+    def _check_structure(self) -> None:
+        """Look at the tree with plain reads: LMDB ends the process where a page of it is none.
+
+        A file that somebody writes was looked at when its writer opened it, and changes meanwhile.
+
+        Raises:
+            DamageError: it is not sound.
+        """
+        if self.readonly and layout.is_written(self.path):
+            return
+        before = layout.newest_transaction(self.path)
+        damage = structure.check(self.path / layout.DATA)
+        if damage and layout.newest_transaction(self.path) == before:
+            hint = layout.verify_hint(self.path)
+            raise DamageError(f"{self.path / layout.DATA} is damaged", got=damage[0], todo=hint)
+
     def _open_lmdb(self, path: Path, map_size: int = 0) -> Any:
         """Open; a map size of 0 means as large as the file's own record of it says."""
         try:
@@ -355,9 +377,11 @@ class Env:
             self._env.reader_check()
 
     def _grow(self) -> None:
+        size = 2 * int(self._env.info()["map_size"])
+        _require_room(self.path, size)
         with self._gate.alone():
             self.map.forget()
-            self._env.set_mapsize(2 * self._env.info()["map_size"])
+            self._env.set_mapsize(size)
         self.grown += 1
 
     def _explain(self, error: Exception, verb: str) -> StoreError:
@@ -371,6 +395,10 @@ class Env:
             return DamageError(what, got=error, todo=layout.verify_hint(self.path))
         if isinstance(error, lmdb.ReadersFullError):
             return StoreError(what, got=error, allowed=f"{MAX_READERS} readers")
+        if isinstance(error, lmdb.PanicError):
+            self._failed = str(error)
+            todo = "Check the disk, then start the process again."
+            return StoreError(f"{self.path} stopped after a write error", got=error, todo=todo)
         if verb == "write":
             free = shutil.disk_usage(self.path).free
             if isinstance(error, lmdb.DiskError) or free < FULL_BELOW:
@@ -381,3 +409,21 @@ class Env:
                 )
             self._failed = str(error)
         return StoreError(what, got=error)
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Make sure that this process may map ``size`` bytes more.
+
+    LMDB lets go of its map before it asks for a larger one; refused then, it has none at all.
+
+    Raises:
+        StoreError: it may not.
+    """
+    try:
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, 0).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise StoreError(
+            f"{path} is full: this process may not map {size >> 20} MiB",
+            got=error,
+            todo="Raise its limit of address space (ulimit -v), or give the replay a quota.",
+        ) from error

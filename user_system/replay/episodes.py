@@ -20,7 +20,7 @@ import numpy as np
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, SpecError
 from user_system.core.types import Array, Fragment, FragmentHeader, Stream
-from user_system.replay import images, joining
+from user_system.replay import images, joining, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.joining import Joint, Piece
 from user_system.replay.schema import Schema
@@ -350,10 +350,10 @@ class Episodes:
     def _schema(self, txn: Txn, schema: str) -> Schema:
         if schema not in self._schemas:
             key = schema.encode()
-            text = txn.get(key, db=self.env.table("schemas"))
+            text = tables.get(txn, self.env, "schemas", key)
             if text is None:
                 raise DamageError(f"schema {schema!r} of {self.env.path} is missing")
-            self._schemas[schema] = Schema.parse(key, bytes(text))
+            self._schemas[schema] = Schema.parse(key, text)
         return self._schemas[schema]
 
 

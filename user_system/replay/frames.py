@@ -11,7 +11,7 @@ found to be cold, is asked for ahead of time and read with ``pread``.
 
 import logging
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from user_system.codec import images as codecs
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import Array
 from user_system.replay import images, mapped, places, tables
+from user_system.replay.cache import Cache
 from user_system.replay.columns import Column
 from user_system.replay.env import Env, Txn
 from user_system.replay.places import Place
@@ -46,10 +47,13 @@ class _Piece(NamedTuple):
 class _Camera:
     """Where the images of one camera lie, by observation row."""
 
-    def __init__(self, number: int, shape: tuple[int, ...]):
+    def __init__(self, number: int, shape: tuple[int, ...], cache_bytes: int):
         self.number = number
         self.shape = shape
         self.size = int(np.prod(shape))
+        self.cache_bytes = cache_bytes
+        self.cache: Cache | None = None
+        """Decoded images; None: all of them are stored raw, as far as was seen."""
         self.position = Column("int64")
         """In the file; -1: not looked at yet."""
         self.length = Column("int32")
@@ -59,6 +63,13 @@ class _Camera:
         self.position.pad(rows, -1)
         self.length.pad(rows, 0)
         self.codec.pad(rows, 0)
+
+    def keep(self, rows: Array, pixels: Array) -> None:
+        """Keep decoded images ``[N, H, W, C]`` of ``rows`` ``[N]``, none of which is kept."""
+        if self.cache is None:
+            self.cache = Cache(self.shape, np.uint8, self.cache_bytes)
+        rows, first = np.unique(rows, return_index=True)
+        self.cache.put(rows, pixels[first])
 
 
 Find = Callable[[Txn, _Camera, int, int, int], Place | None]
@@ -71,19 +82,26 @@ class Frames:
     Args:
         env: the open store.
         rows: whose observations have images.
+        cache_bytes: camera -> memory for its images where these have to be decoded.
     """
 
-    def __init__(self, env: Env, rows: Rows):
+    def __init__(self, env: Env, rows: Rows, cache_bytes: Mapping[str, int] | None = None):
         self._env = env
         self._rows = rows
+        room = cache_bytes or {}
         self._cameras = {
-            name: _Camera(i, shape) for i, (name, shape) in enumerate(rows.schema.images.items())
+            name: _Camera(i, shape, room.get(name, 0))
+            for i, (name, shape) in enumerate(rows.schema.images.items())
         }
         self._cold = 0
         self.read = 0
         """Images served."""
         self.checked = 0
         """Of these, those whose checksum was made."""
+
+    def caches(self) -> list[Cache]:
+        """Return the caches of decoded images that there are."""
+        return [camera.cache for camera in self._cameras.values() if camera.cache is not None]
 
     def fill(self, txn: Txn, name: str, rows: Array, out: Array) -> Array:
         """Copy the images of observation ``rows`` ``[N]`` to ``out`` ``[N, H, W, C]``.
@@ -103,24 +121,30 @@ class Frames:
         located = position >= 0
         if located.all() and (rows >= 0).all():
             self.read += len(rows)
-            self._copy(txn, camera, rows, np.arange(len(rows)), out)
-            return rows[:0]
+            damaged = self._copy(txn, camera, rows, np.arange(len(rows)), out)
+            return rows[damaged] if damaged else rows[:0]
         missing = rows < 0
         out[missing] = 0
         known = np.flatnonzero(located & ~missing)
         fresh = np.flatnonzero(~located & ~missing)
         self.read += len(fresh) + len(known)
-        self._copy(txn, camera, rows, known, out)
-        return rows[self._check(txn, camera, rows, fresh, out)] if len(fresh) else fresh
+        damaged = self._copy(txn, camera, rows, known, out)
+        if len(fresh):
+            damaged = [*damaged, *self._check(txn, camera, rows, fresh, out)]
+        return rows[damaged] if damaged else rows[:0]
 
     # --- known ones ------------------------------------------------------------------------------
 
-    def _copy(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> None:
-        """Copy images whose checksum was right when they were wanted for the first time."""
+    def _copy(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> list[int]:
+        """Copy images whose checksum was right when they were wanted for the first time.
+
+        Returns:
+            Those of ``slots`` whose image does not decode any more.
+        """
         at = rows[slots]
-        if camera.codec.data[at].any():
-            self._decode(self._env.whole(txn), camera, at, slots, out)
-        elif self._cold:
+        if camera.cache is not None and camera.codec.data[at].any():
+            return self._decode(self._env.whole(txn), camera, at, slots, out)
+        if self._cold:
             self._cold -= 1
             pieces = zip(slots.tolist(), camera.position.data[at].tolist(), strict=True)
             known = [_Piece(slot, start, camera.size, "raw", None) for slot, start in pieces]
@@ -130,19 +154,35 @@ class Frames:
             _copy_raw(self._env.whole(txn), camera.size, slots, camera.position.data[at], out)
             if resource.getrusage(resource.RUSAGE_THREAD).ru_majflt != waited:
                 self._cold = _STAY_COLD
+        return []
 
     def _decode(
         self, source: memoryview, camera: _Camera, at: Array, slots: Array, out: Array
-    ) -> None:
+    ) -> list[int]:
+        """Copy the images of rows ``at`` to ``slots``, from the cache or decoded."""
+        cache = camera.cache
+        if cache is None:
+            raise ValueError("nothing of this camera was decoded before")
+        kept = cache.find(at)
+        hit = kept >= 0
+        out[slots[hit]] = cache.values[kept[hit]]
+        wrong: list[int] = []
+        at, slots = at[~hit], slots[~hit]
         columns = (camera.position, camera.length, camera.codec)
         values = (column.data[at].tolist() for column in columns)
         for slot, start, length, codec in zip(slots.tolist(), *values, strict=True):
             data = source[start : start + length]
-            out[slot] = codecs.decode(data, codecs.CODECS[codec], camera.shape)
+            try:
+                out[slot] = codecs.decode(data, codecs.CODECS[codec], camera.shape)
+            except DamageError:
+                wrong.append(slot)
+        if sound := [i for i, slot in enumerate(slots.tolist()) if slot not in wrong]:
+            camera.keep(at[sound], out[slots[sound]])
+        return wrong
 
     # --- those wanted for the first time ---------------------------------------------------------
 
-    def _check(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> Array:
+    def _check(self, txn: Txn, camera: _Camera, rows: Array, slots: Array, out: Array) -> list[int]:
         """Read and check images; remember where the sound ones lie; return slots of the others."""
         pieces, lost = self._locate(txn, camera, rows, slots, self._noted)
         wrong = self._pull(pieces, camera, out)
@@ -159,7 +199,10 @@ class Frames:
                 camera.position.data[row] = piece.position
                 camera.length.data[row] = piece.length
                 camera.codec.data[row] = codecs.CODECS.index(piece.codec)
-        return np.array(sorted(damaged), np.int64)
+        coded = [p.slot for p in pieces if p.codec != "raw" and p.slot not in damaged]
+        if coded:
+            camera.keep(rows[coded], out[coded])
+        return sorted(damaged)
 
     def _locate(
         self, txn: Txn, camera: _Camera, rows: Array, slots: Array, find: Find

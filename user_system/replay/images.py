@@ -232,12 +232,17 @@ def read_stack(
     return out
 
 
+def first_image(count: int) -> int:
+    """Return where in a value of ``count`` images the first one begins."""
+    first = _TABLE + count * ENTRY.itemsize
+    return first + (LEAD - first) % 64
+
+
 def _value(
     of: tuple[int, int, int], codec: codecs.Codec, shape: Shape, encoded: list[bytes]
 ) -> bytes:
     table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY).tobytes()
-    first = _TABLE + len(table)
-    first += (LEAD - first) % 64
+    first = first_image(len(encoded))
     identity, camera, group = of
     number = codecs.CODECS.index(codec)
     head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first) + table

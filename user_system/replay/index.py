@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from user_system.codec import arrays, fragments
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, SpecError
 from user_system.core.types import Array, Fragment
 from user_system.replay import layout, tables
 from user_system.replay.blocks import Block
@@ -29,6 +29,9 @@ Take = Callable[[int, Any], None]
 
 _PER_SNAPSHOT = 4096
 """Entries read per transaction: a long one keeps the writer from reusing pages."""
+
+_MAX_WANTED = 64
+"""Versions of labels that have a column each."""
 
 
 class Mark(NamedTuple):
@@ -51,6 +54,8 @@ class Index:
         self.rows: dict[str, Rows] = {}
         self.damaged_records = 0
         self._labels: dict[str, dict[str, Label]] = {}
+        self._wanted: set[str] = set()
+        """Columns ``<label>@<version>``."""
         self._removals = 0
         """Entries of ``gone`` taken over."""
         self._gone = Column("uint64")
@@ -74,6 +79,29 @@ class Index:
         # A limit leaves the rest for later, so the next call must look again.
         self._snapshot = snapshot if limit is None else -1
         return (self.mark, self._removals) != before
+
+    def want(self, column: str) -> None:
+        """Have what one version of a label says as a column, ``<label>@<version>``, from now on.
+
+        Raises:
+            SpecError: too many were wanted.
+        """
+        if column in self._wanted:
+            return
+        if len(self._wanted) >= _MAX_WANTED:
+            raise SpecError("versions of labels", got=column, allowed=f"{_MAX_WANTED} at a time")
+        self._wanted.add(column)
+        start = 0
+
+        def take(number: int, value: Any) -> None:
+            nonlocal start
+            start = number + 1
+            read = self._unpack("label", number, value, count=False)
+            if read is not None and f"{read[0]['name']}@{read[0]['version']}" == column and read[1]:
+                self._say(read[0]["episode"], column, read[1]["values"].copy())
+
+        while self._read_entries("labels", start, self.mark.label, take):
+            pass
 
     def outdated(self, txn: Txn) -> bool:
         """Return whether a snapshot lacks something that this index still has."""
@@ -160,13 +188,13 @@ class Index:
 
     def _new_rows(self, txn: Txn, schema: str) -> Rows:
         key = schema.encode()
-        text = txn.get(key, db=self.env.table("schemas"))
+        text = tables.get(txn, self.env, "schemas", key)
         if text is None:
             raise DamageError(
                 f"schema {schema!r} of {self.env.path} is missing",
                 todo=layout.verify_hint(self.env.path),
             )
-        return Rows(Schema.parse(key, bytes(text)))
+        return Rows(Schema.parse(key, text))
 
     # --- what is said of it later ----------------------------------------------------------------
 
@@ -189,6 +217,12 @@ class Index:
         meta, blocks = read
         episode, name = meta["episode"], meta["name"]
         label: Label = blocks["values"].copy() if blocks else meta["success"]
+        self._say(episode, name, label)
+        if blocks and (version := f"{name}@{meta['version']}") in self._wanted:
+            self._say(episode, version, label)
+
+    def _say(self, episode: str, name: str, label: Label) -> None:
+        """Write a label over the episodes of an id that are here, and over those that come."""
         self._labels.setdefault(episode, {})[name] = label
         for rows in self.rows.values():
             for found in rows.by_id.get(episode, ()):
@@ -205,11 +239,13 @@ class Index:
         for rows in self.rows.values():
             rows.remove(offsets)
 
-    def _unpack(self, what: str, number: int, value: Any) -> tuple[Any, dict[str, Array]] | None:
+    def _unpack(
+        self, what: str, number: int, value: Any, *, count: bool = True
+    ) -> tuple[Any, dict[str, Array]] | None:
         try:
             return arrays.unpack(value)
         except DamageError as error:
-            self.damaged_records += 1
+            self.damaged_records += count
             path = self.env.path
             log.error("%s %d of %s is damaged and left out: %s", what, number, path, error)
             return None

@@ -158,6 +158,15 @@ def writer_lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_written(path: Path) -> bool:
+    """Return whether somebody writes to a directory now."""
+    try:
+        with writer_lock(path):
+            return False
+    except StoreError:
+        return True
+
+
 def kind(path: Path) -> str:
     """Return what a directory says it holds."""
     return str(_read_manifest(path).get("kind"))
@@ -230,6 +239,28 @@ def missing_pages(path: Path) -> int:
     Raises:
         DamageError: neither meta page is one; LMDB could not open this.
     """
+    metas, size = _read_metas(path)
+    if len(metas) < 2:
+        raise DamageError(
+            f"{path / DATA} has lost its meta pages",
+            got=f"{len(metas)} of 2 readable, {size} bytes",
+            todo=verify_hint(path),
+        )
+    newest = max(metas, key=lambda meta: meta["transaction"])
+    return max(0, int(newest["last"]) + 1 - size // int(newest["page"]))
+
+
+def newest_transaction(path: Path) -> int:
+    """Return the number of the newest transaction that the meta pages name; 0: none is readable."""
+    return max((meta["transaction"] for meta in _read_metas(path)[0]), default=0)
+
+
+def _read_metas(path: Path) -> tuple[list[dict[str, int]], int]:
+    """Return the readable meta pages, and the size of the file.
+
+    Raises:
+        DamageError: there is no file.
+    """
     file = path / DATA
     try:
         with file.open("rb") as handle:
@@ -240,15 +271,7 @@ def missing_pages(path: Path) -> int:
             size = os.fstat(handle.fileno()).st_size
     except FileNotFoundError as error:
         raise DamageError(f"{file} is missing", todo=verify_hint(path)) from error
-    metas = [meta for meta in (first, second) if meta]
-    if len(metas) < 2:
-        raise DamageError(
-            f"{file} has lost its meta pages",
-            got=f"{len(metas)} of 2 readable, {size} bytes",
-            todo=verify_hint(path),
-        )
-    newest = max(metas, key=lambda meta: meta["transaction"])
-    return max(0, int(newest["last"]) + 1 - size // int(newest["page"]))
+    return [meta for meta in (first, second) if meta], size
 
 
 def _read_meta(page: bytes) -> dict[str, int] | None:

@@ -123,6 +123,11 @@ class Ledger:
         txn.delete(key, db=self._env.table("episodes"))
         return offsets
 
+    def last(self, txn: Txn, key: bytes) -> int | None:
+        """Return the offset of an episode's last fragment; None: there is no such episode."""
+        entry = self._get(txn, key)
+        return None if entry is None else entry.last
+
     def oldest(self, txn: Txn, size: int) -> Sequence[bytes]:
         """Return keys of the episodes to remove next, until they hold ``size`` bytes.
 

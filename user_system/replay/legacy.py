@@ -1,6 +1,7 @@
 """What format 1 looked like, as far as it takes to read it once and write it anew."""
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from user_system.codec import images as codecs
 from user_system.core.errors import DamageError
 from user_system.replay import images
 from user_system.replay.env import Env, Txn
+from user_system.replay.schema import Schema
 from user_system.replay.tables import U64
 
 FORMAT = 1
@@ -21,6 +23,19 @@ def peek(txn: Txn, env: Env, name: str) -> int:
     """Return a counter of ``meta``; 0 where it was never written."""
     stored = txn.get(name.encode(), db=env.table("meta"))
     return 0 if stored is None else int(U64.unpack(stored)[0])
+
+
+def schemas(txn: Txn, env: Env) -> Iterator[Schema]:
+    """Yield the schemas of a store.
+
+    Raises:
+        DamageError: one is not readable.
+    """
+    cursor = txn.cursor(env.table("schemas"))
+    there = cursor.first()
+    while there:
+        yield Schema.parse(bytes(cursor.key()), bytes(cursor.value()))
+        there = cursor.next()
 
 
 def parse_group(data: Any) -> images.Group:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from user_system.core.errors import StoreError
+from user_system.core.errors import DamageError, StoreError
+from user_system.replay.datafile import DataFile
 
 PAGE = 4096
 HEADER = struct.Struct("<QHHI")
@@ -81,6 +82,23 @@ def position(value: memoryview) -> int:
     if not flags & _OVERFLOW:
         raise StoreError("a value has no pages of its own", got=f"{len(value)} bytes")
     return int(number) * PAGE + HEADER.size
+
+
+def require_header(file: DataFile, position: int, length: int) -> None:
+    """Make sure that the pages of a value say what they are: LMDB frees what they say.
+
+    Args:
+        file: the data file.
+        position: of the value.
+        length: of the value in bytes.
+
+    Raises:
+        DamageError: they do not.
+    """
+    number, _, flags, pages = HEADER.unpack(file.read(position - HEADER.size, HEADER.size))
+    wanted = -(-(length + HEADER.size) // PAGE)
+    if number * PAGE + HEADER.size != position or not flags & _OVERFLOW or pages != wanted:
+        raise DamageError("pages do not begin the value that they should", got=(number, pages))
 
 
 def _address(value: memoryview) -> int:

@@ -16,6 +16,8 @@ def counts(n: int, mix: Mapping[str, float]) -> dict[str, int]:
     total = sum(mix.values())
     if n < 1 or not mix or not all(share >= 0 for share in mix.values()) or not 0 < total < 1e300:
         raise SpecError("mix", got=(n, dict(mix)), allowed="n >= 1 and shares >= 0, not all 0")
+    if len(mix) == 1:
+        return dict.fromkeys(mix, n)
     exact = {view: n * share / total for view, share in mix.items()}
     result = {view: int(value) for view, value in exact.items()}
     # Rounded, so that 0.1 + 0.2 does not outbid 0.3 by the last bit.

@@ -39,6 +39,17 @@ class Place(NamedTuple):
     lengths: Array
     checksums: Array
 
+    @property
+    def position(self) -> int:
+        """Of the value in the file."""
+        return int(self.starts[0]) - images.first_image(len(self.starts))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        end = int(self.starts[-1]) + int(self.lengths[-1]) - self.position
+        return max(end, images.SMALLEST)
+
 
 def of(group: images.Group, position: int) -> Place:
     """Return the place of a group whose value lies at ``position``."""

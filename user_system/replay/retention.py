@@ -15,7 +15,7 @@ import numpy as np
 
 from user_system.codec import arrays, fragments
 from user_system.core.errors import SpecError, StoreError
-from user_system.replay import entries, images, places, tables
+from user_system.replay import entries, images, mapped, places, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.ledger import LIVE, Ledger
 from user_system.replay.pinning import Pinning
@@ -156,7 +156,7 @@ class Retention:
             meta["wall_ns"] = time.time_ns()
             columns = {"offsets": offsets, "identities": identities}
             record = arrays.pack(meta, {n: np.array(v, np.uint64) for n, v in columns.items()})
-            txn.put(U64.pack(number), record, db=self._env.table("gone"), append=True)
+            tables.append(txn, self._env, "gone", U64.pack(number), record)
             self._remove_blocks(txn)
         return offsets
 
@@ -173,6 +173,7 @@ class Retention:
         # By name: a cursor would read what it walks over, from disk where need be.
         for place in list(places.decode(data)):
             name = images.key(offset, place.camera, place.group)
+            mapped.require_header(self._env.file, place.position, place.size)
             txn.delete(name, db=self._env.table("images"))
         txn.delete(key, db=table)
 

@@ -111,7 +111,8 @@ class _Copy:
         """Copy everything; return how many values were damaged."""
         with self._env.open():
             with self._env.read() as txn:
-                self._schemas = {schema.id: schema for schema in tables.schemas(txn, self._env)}
+                of = legacy.schemas if self._format == legacy.FORMAT else tables.schemas
+                self._schemas = {schema.id: schema for schema in of(txn, self._env)}
             start = 0
             while (start := self._copy_from(start)) >= 0:
                 pass

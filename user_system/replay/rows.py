@@ -9,14 +9,15 @@ neighbour in storage a successor.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from user_system.core.errors import SpecError
 from user_system.core.types import Array
 from user_system.replay.blocks import FRAGMENT, STEP, Block, EpisodeKey, Ragged
-from user_system.replay.columns import Column, Names
+from user_system.replay.columns import Column, Extra, Names
+from user_system.replay.interventions import Interventions
 from user_system.replay.schema import Schema
 from user_system.replay.streams import Streams
 
@@ -68,20 +69,6 @@ class Episode:
 
     number: int
     id: str
-    row: int = -1
-    """Its first step; -1: none is here."""
-
-
-class Extra:
-    """A column that only some steps have: what a policy recorded, or a late label."""
-
-    def __init__(self, dtype: Any, tail: tuple[int, ...]):
-        self.values, self.known = Column(dtype, tail), Column(bool)
-
-    def pad(self, size: int) -> None:
-        """Make it ``size`` rows long; NaN, where the dtype has it, for those not known."""
-        self.values.pad(size, np.nan if self.values.dtype.kind == "f" else 0)
-        self.known.pad(size, value=False)
 
 
 class Rows:
@@ -112,6 +99,9 @@ class Rows:
         """By episode number: its end is here."""
         self.last_piece = Column("int32")
         """By episode number; -1: none."""
+        self.first_row = Column("int32")
+        """By episode number: its first step; -1: none is here."""
+        self.interventions = Interventions()
         self.excluded: set[int] = set()
         """Observation rows that turned out to be damaged."""
         self.watchers: list[Watcher] = []
@@ -159,12 +149,11 @@ class Rows:
         first, first_piece = len(self), len(self.pieces["offset"])
         self._extend_pieces(block, numbers, codes)
         self._extend_steps(block, codes, first_piece)
+        self.touch(min(self._link(first_piece), first))
         self._extend_ragged(block, first, first_piece)
-        self._touch(min(self._link(first_piece), first))
-        present, at = np.unique(block.fragments["episode"], return_index=True)
-        for number, piece in zip(present.tolist(), (first_piece + at).tolist(), strict=True):
-            if episodes[number].row < 0:
-                episodes[number].row = int(self.pieces["row"].data[piece])
+        present, at = np.unique(numbers[block.fragments["episode"]], return_index=True)
+        fresh = self.first_row.data[present] < 0
+        self.first_row.data[present[fresh]] = self.pieces["row"].data[first_piece + at[fresh]]
         self._take_verdicts(block, episodes, first_piece)
         for episode in episodes:
             for name, label in labels.get(episode.id, {}).items():
@@ -176,7 +165,7 @@ class Rows:
             self._judge(episode, label)
             return
         for k, rows in self.runs(episode, 0, len(label)):
-            self._touch(rows.start)
+            self.touch(rows.start)
             part = label[k : k + rows.stop - rows.start]
             if name == "reward":
                 recorded = self["recorded_reward"][rows]
@@ -190,7 +179,7 @@ class Rows:
     def retract(self, episode: Episode, name: str) -> None:
         """Undo a per-step label, before a newer version that may say less."""
         for _, rows in self.runs(episode, 0, 1 << 62):
-            self._touch(rows.start)
+            self.touch(rows.start)
             if name == "reward":
                 self["reward"][rows] = self["recorded_reward"][rows]
             elif name in self.labels:
@@ -210,7 +199,7 @@ class Rows:
         found = np.flatnonzero(bad)
         if len(found):
             self["damaged"][found] = True
-            self._touch(int(found[0]))
+            self.touch(int(found[0]))
         return len(found)
 
     def remove(self, offsets: Array) -> int:
@@ -222,13 +211,27 @@ class Rows:
             rows = slice(start, start + int(self.pieces["steps"].data[piece]))
             removed += int((~self["gone"][rows]).sum())
             self["gone"][rows] = True
-            self._touch(start)
+            self.touch(start)
         return removed
 
-    def drawable(self, low: int = 0) -> Array:
+    def touch(self, row: int) -> None:
+        """Have everybody who derives something from rows look again from ``row`` on."""
+        for watcher in self.watchers:
+            watcher.low = min(watcher.low, row)
+
+    def drawable(self, low: int = 0, reward: str = "") -> Array:
         """Return for rows ``[low:]`` whether all that a draw needs is known and sound."""
-        ready = (self["next_obs"][low:] >= 0) & ~np.isnan(self["reward"][low:])
+        ready = (self["next_obs"][low:] >= 0) & ~np.isnan(self.rewards(reward)[low:])
         return ready & ~self["damaged"][low:] & ~self["gone"][low:]
+
+    def rewards(self, name: str = "") -> Array:
+        """Return the column that a draw calls its reward; NaN where it is not known."""
+        if name in ("", "reward", "recorded_reward"):
+            return self[name or "reward"]
+        if name not in self.labels:
+            return np.broadcast_to(np.float32(np.nan), len(self))
+        self.labels[name].pad(len(self))
+        return self.labels[name].values.data
 
     def extra(self, name: str, rows: Array) -> Array:
         """Return a label or extra of ``rows`` ``[N]``; NaN where a float one is not known.
@@ -269,6 +272,7 @@ class Rows:
             self.success.repeat(-1, 1)
             self.complete.repeat(value=False, n=1)
             self.last_piece.repeat(-1, 1)
+            self.first_row.repeat(-1, 1)
         return episode
 
     def _extend_pieces(self, block: Block, numbers: Array, codes: Array) -> None:
@@ -359,7 +363,7 @@ class Rows:
             before = int(self.pieces["prev"].data[first_piece + i])
             low, high = int(fragments["void_from"][i]), int(fragments["start"][i])
             for _, rows in self._runs(before, low, high):
-                self._touch(rows.start)
+                self.touch(rows.start)
                 self["void"][rows] = True
         for i in np.flatnonzero(fragments["success"] >= 0).tolist():
             self._judge(episodes[int(fragments["episode"][i])], bool(fragments["success"][i]))
@@ -377,12 +381,9 @@ class Rows:
 
     def _judge(self, episode: Episode, success: bool | None) -> None:
         self.success.data[episode.number] = -1 if success is None else int(success)
-        if episode.row >= 0:
-            self._touch(episode.row)
-
-    def _touch(self, row: int) -> None:
-        for watcher in self.watchers:
-            watcher.low = min(watcher.low, row)
+        first = int(self.first_row.data[episode.number])
+        if first >= 0:
+            self.touch(first)
 
 
 _DERIVED = ("success", "robot_ns", "k", "id")

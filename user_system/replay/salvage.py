@@ -122,7 +122,7 @@ def _take_small(found: _Found, item: pages.Small) -> None:
         _take_message(found, item.value, item.position)
     elif item.value.startswith(b"{"):
         with contextlib.suppress(DamageError, UnicodeDecodeError):
-            schema = Schema.parse(item.key, item.value)
+            schema = Schema.parse(item.key, tables.unseal(item.key, item.value))
             found.schemas.setdefault(schema.id, schema)
     else:
         # How far each producer was; the table is not named, but the checksum covers the key.

@@ -4,37 +4,46 @@
 read. ``state_dict`` holds all three, so draws after ``load_state_dict`` equal those that the
 uninterrupted run would have made, as long as both look at the same data: the index goes back to the
 state's high-water mark, and the first draw of a following reader (``follow``, the default) then
-takes in what arrived since. With ``follow=False`` the index moves only in ``refresh``.
+takes in what arrived since. With ``follow=False`` the index moves only in ``refresh``. Steps are
+told from each other by their ids, which outlast an index; its row numbers do not.
 
 **Never damaged.** An image whose checksum is wrong is noticed before it is served; its steps leave
 the index, are counted, and others are drawn.
+
+Which steps are drawn is decided in ``choosing``, what a batch has of them in ``gather``.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from user_system.core.errors import ConfigError, DamageError, SpecError
-from user_system.core.interfaces import Draw, NotReady
+from user_system.core.errors import DamageError, SpecError
+from user_system.core.interfaces import Draw, Encoder, NotReady
 from user_system.core.types import Array, Batch
-from user_system.replay import layout, mix, walks
-from user_system.replay.arena import Arena
+from user_system.replay import anchor, ids, layout, mix, requests
+from user_system.replay.choosing import Chooser, Picked, lookup
 from user_system.replay.consumed import Consumed
-from user_system.replay.env import Env, Txn
-from user_system.replay.frames import Frames
+from user_system.replay.env import Env
+from user_system.replay.gather import Gatherer
 from user_system.replay.index import Index, Mark
+from user_system.replay.pixels import Pixels
 from user_system.replay.rows import Rows
-from user_system.replay.views import ACTING, BUILT_IN, Members, View
+from user_system.replay.views import BUILT_IN, View
 
-log = logging.getLogger(__name__)
+Choose = Callable[[Chooser, str, int], Picked]
+"""Returns ``n`` of what a view offers."""
 
-Choose = Callable[[str, int], Array]
-"""Return ``n`` of what a view offers: first rows, or numbers of whole episodes."""
-
-_FORMAT = 1
+_FORMAT = 2
 _MAX_DAMAGED_DRAWS = 1000
+
+
+class _Window(NamedTuple):
+    """What is derived from the rows of the schema that is drawn from."""
+
+    rows: Rows
+    chooser: Chooser
+    gatherer: Gatherer
 
 
 class ReplayData:
@@ -47,6 +56,9 @@ class ReplayData:
         schema: id of the rows wanted; needed only where the store holds several.
         views: further views by name, see ``views.with_views``.
         follow: whether each draw first takes in what is new.
+        encoders: camera -> what its images become in batches.
+        cache_bytes: memory for decoded images and features, shared equally by the cameras; images
+            that are stored raw need none.
 
     Example::
 
@@ -62,26 +74,27 @@ class ReplayData:
         schema: str | None = None,
         views: Mapping[str, View] = BUILT_IN,
         follow: bool = True,
+        encoders: Mapping[str, Encoder] | None = None,
+        cache_bytes: int = 256 << 20,
     ):
         self.follow = follow
         self._env = env
         self._schema = schema
         self._views = views
+        self._encoders = dict(encoders or {})
+        self._cache_bytes = cache_bytes
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._draws = 0
-        self._arena = Arena()
         self._start_over()
 
     def draw(self, request: Draw) -> Batch:
         """Return ``request.n`` rows with replacement; views in the order of the mix."""
+        wanted = requests.checked(request)
 
-        def choose(view: str, n: int) -> Array:
-            candidates = self._candidates(view, request)
-            if not len(candidates):
-                raise NotReady(f"view {view!r} is empty")
-            return candidates[self._rng.integers(0, len(candidates), n)]
+        def choose(chooser: Chooser, view: str, n: int) -> Picked:
+            return chooser.pick(self._rng, view, n, wanted)
 
-        return self._serve(request, choose)[1]
+        return self._serve(wanted, choose)[1]
 
     def consume(self, request: Draw) -> Batch:
         """Return the oldest rows not consumed before, each exactly once.
@@ -89,54 +102,80 @@ class ReplayData:
         A row counts as consumed whichever view it was consumed through. A row that becomes ready
         late, because its reward or its successor was missing, is consumed then.
         """
-        done = self._consumed_episodes if request.unit == "episode" else self._consumed
+        wanted = requests.checked(request)
+        if wanted.weigh is not None:
+            raise SpecError("rows are consumed in their order", got="weigh", allowed="no weights")
+        done = self._consumed_episodes if wanted.unit == "episode" else self._consumed
         earlier: list[Array] = []
 
-        def choose(view: str, n: int) -> Array:
+        def choose(chooser: Chooser, view: str, n: int) -> Picked:
             # Views overlap: what one of them takes in this call is gone for the next one.
-            fresh = done.without(self._candidates(view, request))
+            fresh = done.without(chooser.candidates(view, wanted))
             if earlier:
                 fresh = fresh[~np.isin(fresh, np.concatenate(earlier))]
             if len(fresh) < n:
                 raise NotReady(f"view {view!r} has {len(fresh)} of {n} rows to consume")
             earlier.append(fresh[:n])
-            return fresh[:n]
+            return Picked(view, fresh[:n])
 
-        taken, batch = self._serve(request, choose, retry=earlier.clear)
+        taken, batch = self._serve(wanted, choose, retry=earlier.clear)
         done.add(taken)
         return batch
 
     def count(self, view: str = "all") -> int:
         """Return how many steps a view holds."""
         self._follow()
-        if self._rows() is None:
-            self._view(view)
+        window = self._look()
+        if window is None:
+            lookup(self._views, view)
             return 0
-        return len(self._members(view, include_void=False).rows())
+        return len(window.chooser.members(view).rows())
+
+    def prioritise(self, ids: Array, values: Array) -> None:
+        """Say what steps ``ids`` ``[N]`` are worth; see ``core.interfaces.Priorities``."""
+        window = self._look()
+        if window is None:
+            raise NotReady("nothing is stored yet, so nothing can have been drawn")
+        window.chooser.priorities.set(np.asarray(ids), np.asarray(values))
 
     def refresh(self) -> bool:
         """Take in what is new; return whether there was anything."""
         return self._index.refresh()
 
     def names(self) -> Sequence[str]:
-        """Return the names behind the codes of robot, task, run, operator and policy columns."""
-        rows = self._rows()
-        return list(rows.names) if rows is not None else []
+        """Return the names behind the codes of robot, task, run, operator and policy columns.
+
+        Codes are of this window: compare names with those of another one, or of a later run.
+        """
+        window = self._look()
+        return list(window.rows.names) if window is not None else []
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return random state, high-water mark, damage and what was consumed, fit for JSON."""
-        return {
+        """Return random state, high-water mark, damage, what was consumed, and priorities.
+
+        Fit for JSON but for priorities, which are arrays, and there only where any were given.
+        """
+        damaged = {
+            name: ids.ids_of(rows, np.array(sorted(rows.excluded), np.int64)).tolist()
+            for name, rows in self._index.rows.items()
+            if rows.excluded
+        }
+        state: dict[str, Any] = {
             "format": _FORMAT,
             "schema": self._schema,
             "mark": list(self._index.mark),
+            "anchor": anchor.anchor(self._env, self._index.mark.log),
             "rng": self._rng.bit_generator.state,
-            "damaged": {name: sorted(rows.excluded) for name, rows in self._index.rows.items()},
+            "damaged": damaged,
             "consumed": self._consumed.state(),
             "consumed_episodes": self._consumed_episodes.state(),
         }
+        if (window := self._window) is not None and len(window.chooser.priorities):
+            state["priorities"] = window.chooser.priorities.state()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``: the index is as it was then."""
+        """Continue from ``state_dict``: the index is as it was then, less what was removed."""
         if state.get("format") != _FORMAT:
             raise SpecError("replay state", got=state.get("format"), allowed=_FORMAT)
         mark = Mark(*state["mark"])
@@ -150,35 +189,46 @@ class ReplayData:
                 allowed=f"at least {tuple(mark)}",
                 todo="Resume with the store that the checkpoint was made with.",
             )
-        for name, observations in state["damaged"].items():
-            self._index.rows[name].exclude(np.asarray(observations, np.int64))
+        anchor.require(self._env, state["anchor"])
+        for name, damaged in state["damaged"].items():
+            if (rows := self._index.rows.get(name)) is not None:
+                rows.exclude(ids.observations_of(rows, np.asarray(damaged, np.uint64)))
         self._rng.bit_generator.state = state["rng"]
-        self._consumed.load(state["consumed"])
-        self._consumed_episodes.load(state["consumed_episodes"])
+        self._consumed.load(state["consumed"], mark.log << 16)
+        self._consumed_episodes.load(state["consumed_episodes"], mark.log << 16)
+        if (given := state.get("priorities")) is not None and self._schema in self._index.rows:
+            self.prioritise(given["ids"], given["values"])
 
     def stats(self) -> dict[str, float]:
-        """Return sizes, draws and damage."""
+        """Return sizes, draws, damage and how often caches had what was wanted."""
+        images = {} if self._window is None else self._window.gatherer.pixels.stats()
         return {
             **self._index.stats(),
+            **dict.fromkeys(("images_read", "images_checked", "arena_bytes"), 0.0),
+            **images,
             "draws": float(self._draws),
-            "images_read": float(sum(frames.read for frames in self._frames.values())),
-            "images_checked": float(sum(frames.checked for frames in self._frames.values())),
-            "arena_bytes": float(self._arena.nbytes),
             "consumed": float(len(self._consumed)),
         }
 
-    # --- choosing --------------------------------------------------------------------------------
+    # --- inside ----------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
         self._index = Index(self._env)
-        self._frames: dict[str, Frames] = {}
-        self._member_cache: dict[tuple[str, bool], Members] = {}
-        self._complete: dict[tuple[str, bool], tuple[int, Array]] = {}
-        self._consumed, self._consumed_episodes = Consumed(), Consumed()
+        self._window: _Window | None = None
+        self._consumed = Consumed(self._rows)
+        self._consumed_episodes = Consumed(self._rows)
 
     def _follow(self) -> None:
         if self.follow:
             self._index.refresh()
+
+    def _look(self) -> _Window | None:
+        """Return what is drawn from; None while there is nothing."""
+        if self._window is None and (rows := self._rows()) is not None:
+            chooser = Chooser(rows, self._views)
+            pixels = Pixels(self._env, rows, self._encoders, self._cache_bytes)
+            self._window = _Window(rows, chooser, Gatherer(rows, chooser, pixels))
+        return self._window
 
     def _rows(self) -> Rows | None:
         """Return the rows to draw from; None while there are none."""
@@ -194,63 +244,25 @@ class ReplayData:
             self._schema = next(iter(rows))
         return rows.get(self._schema) if self._schema is not None else None
 
-    def _view(self, name: str) -> View:
-        if name not in self._views:
-            raise ConfigError("unknown view", got=name, allowed=", ".join(self._views))
-        return self._views[name]
-
-    def _members(self, view: str, *, include_void: bool) -> Members:
-        key = view, include_void
-        if key not in self._member_cache:
-            rows = self._rows()
-            if rows is None:
-                self._view(view)
-                raise NotReady(f"view {view!r} is empty: nothing is stored yet")
-            members = Members(self._view(view), rows, include_void=include_void)
-            self._member_cache[key] = members
-        return self._member_cache[key]
-
-    def _candidates(self, view: str, request: Draw) -> Array:
-        """Return the first rows, or for whole episodes their numbers, that a view offers."""
-        members = self._members(view, include_void=request.include_void)
-        found = members.rows()
-        if request.unit != "episode":
-            return found
-        key = view, request.include_void
-        cached = self._complete.get(key)
-        if cached is None or cached[0] != members.generation:
-            rows = self._require_rows()
-            numbers = np.unique(rows.of("episode", found))
-            cached = members.generation, numbers[rows.complete.data[numbers]]
-            self._complete[key] = cached
-        return cached[1]
-
-    def _require_rows(self) -> Rows:
-        rows = self._rows()
-        if rows is None:
-            raise NotReady("nothing is stored yet")
-        return rows
-
-    # --- serving ---------------------------------------------------------------------------------
-
     def _serve(
         self, request: Draw, choose: Choose, retry: Callable[[], None] = lambda: None
     ) -> tuple[Array, Batch]:
         """Return what was chosen and the batch of it; choose again where images are damaged."""
-        _check(request)
+        shares = [(v, n) for v, n in mix.counts(request.n, request.mix).items() if n]
+        for column in (request.reward, *request.columns):
+            if "@" in column:
+                self._index.want(column)
         self._follow()
-        parts = {view: n for view, n in mix.counts(request.n, request.mix).items() if n}
         for _ in range(_MAX_DAMAGED_DRAWS):
             with self._env.read() as txn:
                 # What was removed since the index was made must not be looked for in this snapshot.
                 if not self._index.outdated(txn):
-                    chosen = [choose(view, n) for view, n in parts.items()]
-                    chains = zip(parts, chosen, strict=True)
-                    walk = _join([self._walk(view, request, c) for view, c in chains])
-                    batch = self._gather(txn, request, walk)
+                    window = self._require(shares)
+                    parts = [choose(window.chooser, view, n) for view, n in shares]
+                    batch = window.gatherer.gather(txn, self._rng, request, parts)
                     if batch is not None:
                         self._draws += 1
-                        return np.concatenate(chosen), batch
+                        return np.concatenate([part.rows for part in parts]), batch
                     retry()
                     continue
             self._index.refresh(None if self.follow else self._index.mark)
@@ -260,122 +272,10 @@ class ReplayData:
             todo=layout.verify_hint(self._env.path),
         )
 
-    def _walk(self, view: str, request: Draw, picked: Array) -> walks.Walk:
-        rows = self._require_rows()
-        if request.unit == "episode":
-            members = self._members(view, include_void=request.include_void).rows()
-            return walks.whole(rows, members, picked)
-        length = 1 if request.unit == "step" else request.length
-        segments = ACTING | self._view(view).segments
-        return walks.follow(rows, picked, length, segments, cross=request.cross_segments)
-
-    def _gather(self, txn: Txn, request: Draw, walk: walks.Walk) -> Batch | None:
-        """Return the batch of a walk, or None where an image turned out to be damaged."""
-        rows = self._require_rows()
-        stacked = request.unit in ("window", "episode")
-        first = walk.path if stacked else walk.path[:, 0]
-        valid = walk.valid if stacked else np.ones(len(first), bool)
-        last = walk.last
-        seen = np.where(valid, rows["obs"][first], -1)
-        after = rows["next_obs"][last]
-        observed = self._observations(txn, request, rows, seen, after)
-        if observed is None:
-            return None
-        reward = walk.rewards(rows)
-        if not stacked:
-            weights = request.gamma ** np.arange(walk.path.shape[1])
-            reward = (reward * weights).sum(1, dtype=np.float32)
-        columns = {name: _take(_column(rows, name, first), valid) for name in request.columns}
-        return Batch(
-            observation=observed[0],
-            action=_take(rows["executed"][first], valid),
-            reward=reward,
-            discount=walk.discount(rows, request.gamma),
-            next_observation=observed[1],
-            end=rows["end"][last],
-            valid=valid,
-            ids=rows.of("id", walk.path[:, 0]),
-            extras=columns,
-        )
-
-    def _observations(
-        self, txn: Txn, request: Draw, rows: Rows, seen: Array, after: Array
-    ) -> tuple[dict[str, Array], dict[str, Array]] | None:
-        """Return the observations of rows ``seen`` ``[B]`` or ``[B, L]`` (-1: zeros), and after."""
-        wanted = _fields(request, rows)
-        low = [name for name in wanted if name in rows.fields]
-        now = {name: _take(rows.fields[name].data[seen], seen >= 0) for name in low}
-        then = {name: np.take(rows.fields[name].data, after, axis=0) for name in low}
-        for name in rows.schema.images:
-            if name not in wanted:
-                continue
-            both = np.concatenate([seen.ravel(), after])
-            pixels = self._pixels(txn, rows, name, both)
-            if pixels is None:
-                return None
-            shape = pixels.shape[1:]
-            now[name] = pixels[: seen.size].reshape(*seen.shape, *shape)
-            then[name] = pixels[seen.size :]
-        return now, then
-
-    def _pixels(self, txn: Txn, rows: Rows, name: str, observations: Array) -> Array | None:
-        """Return images of observation rows ``[N]`` (-1: zeros); None: some are damaged."""
-        frames = self._frames.get(rows.schema.id)
-        if frames is None:
-            frames = self._frames[rows.schema.id] = Frames(self._env, rows)
-        out = self._arena.take((len(observations), *rows.schema.images[name]), np.uint8)
-        damaged = frames.fill(txn, name, observations, out)
-        if not len(damaged):
-            return out
-        gone = rows.exclude(damaged)
-        log.error(
-            "%d images of %r in %s are damaged: %d steps are left out",
-            len(damaged),
-            name,
-            self._env.path,
-            gone,
-        )
-        return None
-
-
-def _check(request: Draw) -> None:
-    if request.unit not in ("step", "nstep", "window", "episode"):
-        raise SpecError("draw", got=request.unit, allowed="step, nstep, window, episode")
-    if request.length < 1 or not 0.0 <= request.gamma <= 1.0:
-        got = (request.length, request.gamma)
-        raise SpecError("draw", got=got, allowed="length >= 1 and gamma in [0, 1]")
-
-
-def _fields(request: Draw, rows: Rows) -> Sequence[str]:
-    names = rows.schema.names()
-    if request.observations is None:
-        return names
-    unknown = set(request.observations) - set(names)
-    if unknown:
-        raise SpecError("unknown observation", got=sorted(unknown), allowed=sorted(names))
-    return request.observations
-
-
-def _column(rows: Rows, name: str, at: Array) -> Array:
-    """Return a column at rows ``at``; its value there is arbitrary where a row is -1."""
-    return rows.of(name, np.where(at >= 0, at, at.flat[0]))
-
-
-def _take(values: Array, valid: Array) -> Array:
-    """Return ``values`` with zeros where not ``valid``: never a neighbour's data."""
-    if not valid.all():
-        values[~valid] = 0
-    return values
-
-
-def _join(parts: Sequence[walks.Walk]) -> walks.Walk:
-    """Stack walks of different lengths; the shorter ones end in steps that are not valid."""
-    if len(parts) == 1:
-        return parts[0]
-    length = max(part.path.shape[1] for part in parts)
-    path = np.full((sum(len(part.path) for part in parts), length), -1, np.int64)
-    at = 0
-    for part in parts:
-        path[at : at + len(part.path), : part.path.shape[1]] = part.path
-        at += len(part.path)
-    return walks.Walk(path, path >= 0)
+    def _require(self, shares: Sequence[tuple[str, int]]) -> _Window:
+        window = self._look()
+        if window is None:
+            for view, _ in shares:
+                lookup(self._views, view)
+            raise NotReady(f"view {shares[0][0]!r} is empty: nothing is stored yet")
+        return window

@@ -1,36 +1,27 @@
 """The writer: fragments in, exactly once, on disk before the call returns. See ``tables``."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import xxhash
-
-from user_system.codec import arrays, fragments
 from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
 from user_system.core.types import Array, Fragment
-from user_system.replay import entries, images, layout, mapped, places, tables
+from user_system.replay import entries, images, labels, layout, mapped, places, tables
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
 from user_system.replay.ledger import Ledger
+from user_system.replay.order import Order
 from user_system.replay.pinning import LIMIT_S, Pinning
 from user_system.replay.retention import Limits, Retention
 from user_system.replay.schema import Schema
 from user_system.replay.tables import KIND, TABLES, U64
 
 log_entries = tables.entries
-RESERVED = frozenset(fragments.COLUMNS) - {"reward"}
-"""Columns that no label may be called."""
-
-_MAX_NAME = 255
-_MAX_STEPS = 1 << 16
 
 
 def reader(path: Path | str) -> Env:
@@ -48,6 +39,8 @@ class _Outcome:
     duplicates: int = 0
     gaps: int = 0
     new_schemas: bool = False
+    moments: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    """See ``order``."""
 
     def counts(self) -> dict[str, int]:
         """Return how many of each."""
@@ -91,6 +84,7 @@ class Store:
     ):
         self.env = Env(path, KIND, TABLES)
         self._ledger = Ledger(self.env)
+        self._order = Order(self.env, self._ledger)
         pinning = Pinning(self.env, reader_limit_s)
         limits = Limits(quota_bytes, reserve_bytes)
         self._retention = Retention(self.env, self._ledger, pinning, limits)
@@ -113,8 +107,13 @@ class Store:
             DamageError: damaged; the message says what and which command helps.
         """
         self.env.open(create=create)
-        with self.env.read() as txn:
-            self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+        try:
+            with self.env.read() as txn:
+                tables.check_books(txn, self.env)
+                self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+        except BaseException:
+            self.env.close()
+            raise
         if self._schemas.keys() != layout.read_schemas(self.env.path).keys():
             layout.write_schemas(self.env.path, self._schemas.values())
         self._keeper.start()
@@ -173,7 +172,7 @@ class Store:
         def work(txn: Txn) -> int:
             for record in records:
                 number = tables.count(txn, self.env, "label")
-                txn.put(U64.pack(number), record, db=self.env.table("labels"), append=True)
+                tables.append(txn, self.env, "labels", U64.pack(number), record)
             return len(records)
 
         written = self.env.write(work)
@@ -239,18 +238,14 @@ class Store:
         Raises:
             SpecError: neither of these.
         """
-        blocks = _label_blocks(name, values)
-        meta = {"episode": episode, "name": name, "version": version, "success": success}
-        record = arrays.pack({**meta, "wall_ns": time.time_ns()}, blocks)
-        of = xxhash.xxh3_128_digest("\0".join((episode, name, version)).encode())
-        says = xxhash.xxh3_128_digest(arrays.pack(meta, blocks))
+        label = labels.encode(episode, name, version, success, values)
 
         def work(txn: Txn) -> bool:
-            if tables.get(txn, self.env, "versions", of) == says:
+            if tables.get(txn, self.env, "versions", label.of) == label.says:
                 return False
             number = tables.count(txn, self.env, "label")
-            txn.put(U64.pack(number), record, db=self.env.table("labels"), append=True)
-            tables.put(txn, self.env, "versions", of, says)
+            tables.append(txn, self.env, "labels", U64.pack(number), label.record)
+            tables.put(txn, self.env, "versions", label.of, label.says)
             return True
 
         written = self.env.write(work)
@@ -291,6 +286,7 @@ class Store:
             with self.env.read() as txn:
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
             layout.write_schemas(self.env.path, self._schemas.values())
+        self._order.took(outcome.moments)
         self._keeper.appended(outcome.steps)
         with self._lock:
             self._totals.update(outcome.counts())
@@ -311,12 +307,13 @@ class Store:
                 self._repeat(txn, source, item.fragment, outcome)
             elif header.sequence > expected:
                 outcome.gaps += 1
-            elif reason := item.refusal or self._unlike(txn, item, outcome):
+            elif reason := item.refusal or self._unfit(txn, item, outcome):
                 refused = _refused(item.fragment, reason)
                 self._refuse(txn, source, refused)
                 outcome.refused.append(refused)
             else:
                 self._put(txn, source, item)
+                self._order.note(item.fragment, outcome.moments)
                 outcome.fragments += 1
                 outcome.steps += len(item.fragment)
         return outcome
@@ -335,6 +332,11 @@ class Store:
         tables.put(txn, self.env, "refused", key, refused.reason.encode())
         tables.put(txn, self.env, "next", source, U64.pack(refused.sequence + 1))
 
+    def _unfit(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
+        """Return why a fragment does not go with what is here."""
+        late = self._order.refusal(txn, item.fragment, outcome.moments)
+        return late or self._unlike(txn, item, outcome)
+
     def _unlike(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
         schema = item.schema
@@ -342,13 +344,13 @@ class Store:
             raise SpecError("a fragment was neither prepared nor refused")
         first = self._schemas.get(schema.id)
         if first is None:
-            key, table = schema.id.encode(), self.env.table("schemas")
-            stored = txn.get(key, db=table)
+            key = schema.id.encode()
+            stored = tables.get(txn, self.env, "schemas", key)
             if stored is None:
-                txn.put(key, schema.text(), db=table)
+                tables.put(txn, self.env, "schemas", key, schema.text())
                 outcome.new_schemas = True
                 return ""
-            first = Schema.parse(key, bytes(stored))
+            first = Schema.parse(key, stored)
         try:
             first.require(schema)
         except SpecError as error:
@@ -357,10 +359,10 @@ class Store:
 
     def _put(self, txn: Txn, source: bytes, item: Entry) -> None:
         offset = tables.count(txn, self.env, "offset")
-        txn.put(U64.pack(offset), item.record, db=self.env.table("log"), append=True)
+        tables.append(txn, self.env, "log", U64.pack(offset), item.record)
         for camera, group, value in item.images:
             key = images.key(offset, camera, group)
-            txn.put(key, value, db=self.env.table("images"), append=True)
+            tables.append(txn, self.env, "images", key, value)
         self._note_places(txn, offset, item)
         self._ledger.add(txn, offset, item.fragment, item.size)
         following = U64.pack(item.fragment.header.sequence + 1)
@@ -375,7 +377,7 @@ class Store:
             found.append(places.of(images.Group.parse(value), at))
         if found:
             data = places.encode(entries.identity(item.fragment.header), found)
-            txn.put(U64.pack(offset), data, db=self.env.table("places"), append=True)
+            tables.append(txn, self.env, "places", U64.pack(offset), data)
 
     def _expected(self, txn: Txn, source: bytes) -> int:
         stored = tables.get(txn, self.env, "next", source)
@@ -385,16 +387,3 @@ class Store:
 def _refused(fragment: Fragment, reason: str) -> Refused:
     header = fragment.header
     return Refused(header.producer, header.epoch, header.sequence, reason)
-
-
-def _label_blocks(name: str, values: Array | None) -> dict[str, Array]:
-    if name == "success":
-        if values is not None:
-            raise SpecError("a success label has no values", got=values.shape, allowed="None")
-        return {}
-    if name in RESERVED:
-        raise SpecError("label would hide a recorded column", got=name, allowed="another name")
-    if not name or values is None or values.ndim != 1 or values.dtype.kind not in "fiu":
-        got = None if values is None else (values.dtype, values.shape)
-        raise SpecError(f"label {name!r}", got=got, allowed="numbers [T], one per step")
-    return {"values": values.astype(np.float32)}

@@ -24,11 +24,41 @@ class Stream:
         self.values = Column(sample.values.dtype, sample.values.shape[1:])
         self.stamps = Column("int64")
         self.prev = Column("int64")
-        """By sample: the one before it in its episode; -1: none."""
+        """By sample: the one of its episode with the stamp before its own; -1: none."""
         self.newest = Column("int64")
         """By observation row: the newest sample not later than it; -1: none."""
         self.last: dict[int, int] = {}
-        """By episode number: its last sample."""
+        """By episode number: its latest sample."""
+
+    def insert(self, last: int, stamps: Array, values: Array) -> Array:
+        """Append samples of an episode whose latest one is ``last``.
+
+        Returns:
+            The new ones and those of before that are later than the first of them, by their stamps.
+        """
+        chain = np.arange(len(self.stamps), len(self.stamps) + len(stamps))
+        later: list[int] = []
+        while last >= 0 and self.stamps.data[last] > stamps[0]:
+            later.append(last)
+            last = int(self.prev.data[last])
+        self.stamps.extend(stamps)
+        self.values.extend(values)
+        if later:
+            chain = np.concatenate([later[::-1], chain])
+            chain = chain[np.argsort(self.stamps.data[chain], kind="stable")]
+        self.prev.repeat(-1, len(stamps))
+        self.prev.data[chain] = np.concatenate([[last], chain[:-1]])
+        return chain
+
+    def until(self, samples: Array, times: Array) -> Array:
+        """Return ``samples`` ``[N]`` (-1: none), or those before them, not later than ``times``."""
+        late = samples >= 0
+        while True:
+            late[late] = self.stamps.data[samples[late]] > times[late]
+            if not late.any():
+                return samples
+            samples[late] = self.prev.data[samples[late]]
+            late &= samples >= 0
 
 
 class Streams:
@@ -78,31 +108,46 @@ class Streams:
         newest = stream.newest.data[observations]
         for i in reversed(range(samples)):
             at[:, i] = newest
-            newest = np.where(newest >= 0, stream.prev.data[newest], -1)
+            there = newest >= 0
+            newest[there] = stream.prev.data[newest[there]]
         valid = at >= 0
-        values = stream.values.data[at]
-        values[~valid] = 0
-        return values, np.where(valid, stream.stamps.data[at], 0), valid
+        values = np.zeros((*at.shape, *stream.values.data.shape[1:]), stream.values.dtype)
+        stamps = np.zeros(at.shape, np.int64)
+        values[valid], stamps[valid] = stream.values.data[at[valid]], stream.stamps.data[at[valid]]
+        return values, stamps, valid
 
     def _take(self, stream: Stream, sample: Ragged | None, rows: "Rows", first_piece: int) -> None:
         pieces = {name: column.data for name, column in rows.pieces.items()}
         done = 0
         for piece in range(first_piece, len(pieces["offset"])):
             count = 0 if sample is None else int(sample.counts[piece - first_piece])
-            episode, base = int(pieces["episode"][piece]), len(stream.stamps)
+            episode, start = int(pieces["episode"][piece]), int(pieces["obs"][piece])
+            size = int(pieces["steps"][piece]) + int(pieces["final"][piece])
             before = stream.last.get(episode, -1)
-            start = int(pieces["obs"][piece])
-            end = start + int(pieces["steps"][piece]) + int(pieces["final"][piece])
+            times = rows.robot_ns.data[start : start + size]
+            newest = np.full(size, before)
             stream.newest.pad(start, -1)
             if sample is not None and sample.stamps is not None and count:
-                stamps = sample.stamps[done : done + count]
-                stream.stamps.extend(stamps)
-                stream.values.extend(sample.values[done : done + count])
-                stream.prev.repeat(before, 1)
-                stream.prev.extend(np.arange(base, base + count - 1))
-                stream.last[episode] = base + count - 1
-                found = np.searchsorted(stamps, rows.robot_ns.data[start:end], side="right") - 1
-                stream.newest.extend(np.where(found >= 0, base + found, before))
+                part = slice(done, done + count)
+                stamps = sample.stamps[part]
+                chain = stream.insert(before, stamps, sample.values[part])
+                stream.last[episode] = int(chain[-1])
+                found = np.searchsorted(stream.stamps.data[chain], times, side="right") - 1
+                newest = np.where(found >= 0, chain[found], stream.prev.data[chain[0]])
+                self._look_back(stream, rows, int(pieces["prev"][piece]), int(stamps[0]))
                 done += count
-            else:
-                stream.newest.repeat(before, end - start)
+            # What came with an earlier fragment may be later than what was observed in this one.
+            stream.newest.extend(stream.until(newest, times))
+
+    def _look_back(self, stream: Stream, rows: "Rows", piece: int, since: int) -> None:
+        """Find the newest samples again in ``piece`` and before, from stamp ``since`` on."""
+        pieces = {name: column.data for name, column in rows.pieces.items()}
+        while piece >= 0:
+            start = int(pieces["obs"][piece])
+            end = start + int(pieces["steps"][piece]) + int(pieces["final"][piece])
+            times = rows.robot_ns.data[start:end]
+            if times[-1] < since:
+                return
+            latest = np.full(end - start, stream.last[int(pieces["episode"][piece])])
+            stream.newest.data[start:end] = stream.until(latest, times)
+            piece = int(pieces["prev"][piece])

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from user_system.core.errors import DamageError
+from user_system.replay import layout
 from user_system.replay.env import Env, Txn
 from user_system.replay.mapped import position
 from user_system.replay.schema import Schema
@@ -51,7 +52,18 @@ TABLES = (
     "gone",
     "meta",
 )
-SEALED = ("blocks", "next", "refused", "versions", "episodes", "pieces", "order", "live", "meta")
+SEALED = (
+    "blocks",
+    "next",
+    "refused",
+    "versions",
+    "schemas",
+    "episodes",
+    "pieces",
+    "order",
+    "live",
+    "meta",
+)
 """Tables whose values end in a checksum of their key and themselves."""
 U64 = struct.Struct(">Q")
 _BLOCK_KEY = struct.Struct(">QH")
@@ -62,6 +74,38 @@ _SUM = struct.Struct("<Q")
 def put(txn: Txn, env: Env, table: str, key: bytes, value: bytes) -> None:
     """Store a small value together with a checksum of it and its key."""
     txn.put(key, value + _SUM.pack(xxhash.xxh3_64_intdigest(key + value)), db=env.table(table))
+
+
+def append(txn: Txn, env: Env, table: str, key: bytes, value: bytes) -> None:
+    """Store a value under a key that follows all others.
+
+    Raises:
+        DamageError: there is one that does not come before it, so a counter is not what it was.
+    """
+    if not txn.put(key, value, db=env.table(table), append=True):
+        raise DamageError(
+            f"{env.path} has entries of {table!r} behind its end",
+            got=key.hex(),
+            todo=layout.verify_hint(env.path),
+        )
+
+
+def check_books(txn: Txn, env: Env) -> None:
+    """Make sure that what says where to go on is what was written; it is small.
+
+    Raises:
+        DamageError: it is not.
+    """
+    for table in ("meta", "next", "schemas"):
+        cursor = txn.cursor(env.table(table))
+        there = cursor.first()
+        while there:
+            try:
+                unseal(bytes(cursor.key()), cursor.value())
+            except DamageError as error:
+                hint = layout.verify_hint(env.path)
+                raise DamageError(f"{env.path} is damaged", got=error.what, todo=hint) from error
+            there = cursor.next()
 
 
 def get(txn: Txn, env: Env, table: str, key: bytes) -> bytes | None:
@@ -129,7 +173,8 @@ def schemas(txn: Txn, env: Env) -> Iterator[Schema]:
     cursor = txn.cursor(env.table("schemas"))
     there = cursor.first()
     while there:
-        yield Schema.parse(bytes(cursor.key()), bytes(cursor.value()))
+        key = bytes(cursor.key())
+        yield Schema.parse(key, unseal(key, cursor.value()))
         there = cursor.next()
 
 

@@ -206,7 +206,7 @@ def _check_images(key: bytes, value: Any, owners: Owners) -> int:
 
 
 def _check_schema(key: bytes, value: Any, owners: Owners) -> int:
-    Schema.parse(key, bytes(value))
+    Schema.parse(key, tables.unseal(key, value))
     return 0
 
 

@@ -16,7 +16,7 @@ from user_system.codec import arrays, fragments
 from user_system.core.errors import StoreError
 from user_system.core.types import Array, Fragment
 from user_system.replay import env as env_module
-from user_system.replay import images
+from user_system.replay import images, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store, log_entries, reader
@@ -42,7 +42,7 @@ def whole(txn: Txn, env: Env, number: int, value: Any) -> Fragment:
     """
     fragment = fragments.decode(bytes(value))
     schema = fragment.header.schema.encode()
-    stored = bytes(txn.get(schema, db=env.table("schemas")))
+    stored = tables.unseal(schema, txn.get(schema, db=env.table("schemas")))
     return with_images(txn, env, number, fragment, Schema.parse(schema, stored))
 
 

@@ -78,7 +78,7 @@ def fragment(rng, kind, *, steps, end=End.NONE, first_ns=0, extras=True, streams
         streams={
             n: Stream(
                 np.sort(rng.integers(stamps[0], stamps[-1] + 1, samples)),
-                bits(rng, kind.streams[n][0], (samples, *kind.streams[n][1]), finite=False),
+                bits(rng, kind.streams[n][0], (samples, *kind.streams[n][1])),
             )
             for n, samples in dict(streams).items()
         },

@@ -11,7 +11,8 @@ from user_system.cluster.parse import read_json
 from user_system.codec import fragments
 from user_system.core.types import Fragment
 from user_system.replay import queue, store
-from user_system.replay.env import Cursor, Env
+from user_system.replay.env import Env
+from user_system.replay.txn import Cursor
 
 _U64 = struct.Struct(">Q")
 

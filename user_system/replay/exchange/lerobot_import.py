@@ -17,6 +17,7 @@ import xxhash
 from user_system.codec import fragments as codec
 from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.types import Fragment
+from user_system.replay import tables
 from user_system.replay.episodes import Episodes
 from user_system.replay.exchange.lerobot_beside import Beside
 from user_system.replay.exchange.lerobot_foreign import Foreign, Names, Reward, numbered
@@ -166,9 +167,9 @@ def _check_store(store: Store, job: _Job, schemas: dict[str, Schema]) -> None:
     with store.env.read() as txn:
         for name, schema in schemas.items():
             key = name.encode()
-            text = txn.get(key, db=store.env.table("schemas"))
+            text = tables.get(txn, store.env, "schemas", key)
             if text is not None:
-                Schema.parse(key, bytes(text)).require(schema)
+                Schema.parse(key, text).require(schema)
 
 
 def _fill(store: Store, job: _Job, progress: Progress) -> Imported:

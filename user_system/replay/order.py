@@ -1,0 +1,61 @@
+"""Time within an episode: a fragment that was observed before what is stored is not its sequel."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import TypeAlias
+
+from user_system.codec import fragments
+from user_system.core.errors import DamageError, SpecError
+from user_system.core.types import Fragment
+from user_system.replay.env import Env, Txn
+from user_system.replay.ledger import Ledger, key_of
+from user_system.replay.tables import U64
+
+Moments: TypeAlias = MutableMapping[str, tuple[bytes, int]]
+"""Producer -> the episode that it records, and the robot ns of its last observation."""
+
+
+class Order:
+    """Knows the last moment of the episodes that are being recorded.
+
+    Args:
+        env: the writer's environment.
+        ledger: its books.
+    """
+
+    def __init__(self, env: Env, ledger: Ledger):
+        self._env = env
+        self._ledger = ledger
+        self._moments: dict[str, tuple[bytes, int]] = {}
+
+    def note(self, fragment: Fragment, fresh: Moments) -> None:
+        """Note when a fragment that was stored ended, among what its transaction did."""
+        header = fragment.header
+        key = key_of(header.producer, header.epoch, header.episode)
+        fresh[header.producer] = key, int(fragment.robot_ns[-1])
+
+    def took(self, fresh: Mapping[str, tuple[bytes, int]]) -> None:
+        """Take over what a transaction noted that is on disk now."""
+        self._moments.update(fresh)
+
+    def refusal(self, txn: Txn, fragment: Fragment, fresh: Moments) -> str:
+        """Return why a fragment cannot follow what its episode has; empty: it can."""
+        header = fragment.header
+        key = key_of(header.producer, header.epoch, header.episode)
+        known = fresh.get(header.producer) or self._moments.get(header.producer)
+        last = known[1] if known is not None and known[0] == key else self._stored(txn, key)
+        first = int(fragment.robot_ns[0])
+        if last is None or first > last:
+            return ""
+        at = f"fragment {header.sequence} of {header.producer!r}"
+        allowed = f"after {last}, the last of episode {header.episode!r} so far"
+        return str(SpecError(f"{at}: robot_ns runs backwards", got=first, allowed=allowed))
+
+    def _stored(self, txn: Txn, key: bytes) -> int | None:
+        offset = self._ledger.last(txn, key)
+        if offset is None:
+            return None
+        record = txn.get(U64.pack(offset), db=self._env.table("log"))
+        try:
+            return None if record is None else int(fragments.decode(record).robot_ns[-1])
+        except DamageError:
+            return None  # whoever reads it says so

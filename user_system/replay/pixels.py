@@ -1,0 +1,164 @@
+"""What a batch has of a camera: its images, or what a frozen encoder makes of them.
+
+Features are made once per frame and kept in bounded memory, with the hash of the encoder; they are
+gone with the window on the store.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from user_system.core.errors import ConfigError, PluginError
+from user_system.core.interfaces import Encoder
+from user_system.core.types import Array
+from user_system.replay.arena import Arena
+from user_system.replay.cache import Cache
+from user_system.replay.env import Env, Txn
+from user_system.replay.frames import Frames
+from user_system.replay.rows import Rows
+
+log = logging.getLogger(__name__)
+
+_ENCODED_AT_ONCE = 256
+"""Images: what they take is bounded, however many are wanted."""
+
+
+class Pixels:
+    """Reads cameras of one schema. For one thread.
+
+    Args:
+        env: the open store.
+        rows: whose observations have images.
+        encoders: camera -> what its images become.
+        cache_bytes: of decoded images and features.
+    """
+
+    def __init__(self, env: Env, rows: Rows, encoders: Mapping[str, Encoder], cache_bytes: int):
+        if unknown := encoders.keys() - rows.schema.images.keys():
+            allowed = ", ".join(rows.schema.images) or "none: there are no cameras"
+            raise ConfigError("encoder of no camera", got=sorted(unknown), allowed=allowed)
+        share = cache_bytes // max(len(rows.schema.images), 1)
+        self.frames = Frames(env, rows, {n: share for n in rows.schema.images if n not in encoders})
+        self.arena = Arena()
+        self._env = env
+        self._rows = rows
+        self._features = {n: _Features(n, e, share) for n, e in encoders.items()}
+
+    def take(self, txn: Txn, camera: str, observations: Array) -> Array | None:
+        """Return images ``[N, H, W, C]``, or features ``[N, ...]``, of observation rows.
+
+        Args:
+            txn: a snapshot in which all of them are stored.
+            camera: the image field.
+            observations: ``[N]``, -1: zeros.
+
+        Returns:
+            None where some are damaged; steps with these are left out from now on.
+        """
+        if camera in self._features:
+            return self._encoded(txn, self._features[camera], observations)
+        return self._images(txn, camera, observations)
+
+    def stats(self) -> dict[str, float]:
+        """Return what was read, and how often the caches had it."""
+        features = [f.cache for f in self._features.values() if f.cache is not None]
+        return {
+            "images_read": float(self.frames.read),
+            "images_checked": float(self.frames.checked),
+            "arena_bytes": float(self.arena.nbytes),
+            "frame_cache_bytes": float(sum(cache.nbytes for cache in self.frames.caches())),
+            "frame_hit_rate": _hit_rate(self.frames.caches()),
+            "feature_cache_bytes": float(sum(cache.nbytes for cache in features)),
+            "feature_hit_rate": _hit_rate(features),
+            "features_made": float(sum(f.made for f in self._features.values())),
+        }
+
+    def _images(self, txn: Txn, camera: str, observations: Array) -> Array | None:
+        shape = self._rows.schema.images[camera]
+        out = self.arena.take((len(observations), *shape), np.uint8)
+        damaged = self.frames.fill(txn, camera, observations, out)
+        if not len(damaged):
+            return out
+        gone = self._rows.exclude(damaged)
+        log.error(
+            "%d images of %r in %s are damaged: %d steps are left out",
+            len(damaged),
+            camera,
+            self._env.path,
+            gone,
+        )
+        return None
+
+    def _encoded(self, txn: Txn, features: "_Features", observations: Array) -> Array | None:
+        slots = features.find(observations)
+        fresh = np.unique(observations[(slots < 0) & (observations >= 0)])
+        parts = []
+        for start in range(0, len(fresh), _ENCODED_AT_ONCE):
+            images = self._images(txn, features.camera, fresh[start : start + _ENCODED_AT_ONCE])
+            if images is None:
+                return None
+            parts.append(features.encode(images))
+        return features.gather(observations, slots, fresh, parts)
+
+
+class _Features:
+    """Features of one camera."""
+
+    def __init__(self, camera: str, encoder: Encoder, cache_bytes: int):
+        self.camera = camera
+        self.cache: Cache | None = None
+        self.made = 0
+        self._encoder = encoder
+        self._limit = cache_bytes
+        self._hash = ""
+
+    def find(self, observations: Array) -> Array:
+        """Return where the cache has the features of observation rows; -1: nowhere."""
+        if self.cache is None or self._hash != self._encoder.hash:
+            self.cache, self._hash = None, self._encoder.hash
+            return np.full(len(observations), -1, np.int64)
+        slots = np.full(len(observations), -1, np.int64)
+        there = observations >= 0
+        slots[there] = self.cache.find(observations[there])
+        return slots
+
+    def encode(self, images: Array) -> Array:
+        """Return the features of images, checked: they come from a plugin."""
+        try:
+            found = np.asarray(self._encoder.encode(images))
+        except Exception as error:
+            raise PluginError(f"the encoder of {self.camera!r} raised", got=repr(error)) from error
+        allowed = f"[{len(images)}, ...] of float16 or float32, finite"
+        if found.shape[:1] != (len(images),) or found.dtype not in (np.float16, np.float32):
+            got = (found.dtype, found.shape)
+            raise PluginError(f"features of {self.camera!r}", got=got, allowed=allowed)
+        if not np.isfinite(found).all():
+            raise PluginError(f"features of {self.camera!r}", got="NaN", allowed=allowed)
+        self.made += len(images)
+        return found
+
+    def gather(self, observations: Array, slots: Array, fresh: Array, parts: list[Array]) -> Array:
+        """Return features ``[N, ...]``, those that were just made included; keep these."""
+        made = np.concatenate(parts) if parts else None
+        if self.cache is None:
+            if made is None:
+                raise ValueError("no observation among those wanted")
+            self.cache = Cache(made.shape[1:], made.dtype, self._limit)
+            self.cache.asked += int((observations >= 0).sum())
+        kept = self.cache.values
+        out = np.zeros((len(observations), *kept.shape[1:]), kept.dtype)
+        out[slots >= 0] = kept[slots[slots >= 0]]
+        if made is not None:
+            if (made.dtype, made.shape[1:]) != (kept.dtype, kept.shape[1:]):
+                got, allowed = (made.dtype, made.shape[1:]), (kept.dtype, kept.shape[1:])
+                raise PluginError(f"features of {self.camera!r}", got=got, allowed=allowed)
+            wanted = (slots < 0) & (observations >= 0)
+            out[wanted] = made[np.searchsorted(fresh, observations[wanted])]
+            self.cache.put(fresh, made)
+        return out
+
+
+def _hit_rate(caches: list[Cache]) -> float:
+    asked = sum(cache.asked for cache in caches)
+    return sum(cache.hits for cache in caches) / asked if asked else 0.0
