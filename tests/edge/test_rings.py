@@ -243,3 +243,21 @@ def test_no_wake_up_is_lost(ends):
 
 def test_the_layout_is_fixed():
     assert rings.MAGIC.to_bytes(8, "little")[1:] == b"USRING1"
+
+
+def test_a_ring_has_its_blocks_from_the_start(tmp_path):
+    """A put into a hole of a full disk would end the process."""
+    ring = Ring(tmp_path / "ring", 1 << 20)
+    ring.open()
+    ring.close()
+    assert (tmp_path / "ring").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_a_disk_without_room_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StoreError, match=r"cannot make .*No space left"):
+        Ring(tmp_path / "ring", 1 << 20).open()
+    assert list(tmp_path.iterdir()) == []

@@ -269,3 +269,18 @@ def test_a_journal_that_must_grow_is_carried_on_first(tmp_path, make_keeper):
     assert second.begin_epoch("arm", largest=100_000) == epoch + 1
     assert [f.header.sequence for f in second.read("arm", epoch, 0, 10)] == [0, 1]
     assert second.waiting == 0
+
+
+@pytest.mark.parametrize("left", [b"", b"short", bytes(100), bytes(8192)])
+def test_a_journal_that_a_power_cut_left_is_put_aside_and_the_robot_starts(tmp_path, left, caplog):
+    (tmp_path / "arm-1.journal").write_bytes(left)
+    with Queue(tmp_path / "spool").open(create=True) as queue:
+        spool = Spool(queue, 1 << 30)
+        spool.start(tmp_path)
+        try:
+            assert spool.begin_epoch("arm-1") == 1
+        finally:
+            spool.close()
+    assert "was put aside" in caplog.text
+    (aside,) = tmp_path.glob("arm-1.damaged-*")
+    assert aside.read_bytes() == left

@@ -63,6 +63,7 @@ class Ring:
 
         Raises:
             LinkError: there is no such ring, or the file is something else.
+            StoreError: the disk has no room for it.
         """
         if self._capacity and not self._fits():
             self._create()
@@ -97,11 +98,20 @@ class Ring:
     def _create(self) -> None:
         # A new name and a rename: a peer that still maps the old file keeps a whole one.
         temporary = self.path.with_suffix(self.path.suffix + ".new")
-        with open(temporary, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(MAGIC.to_bytes(8, "little") + self._capacity.to_bytes(8, "little"))
-            # Every block of it now: a put into a hole of a full disk would be a SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, _DATA + self._capacity)
+        try:
+            with open(temporary, "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(MAGIC.to_bytes(8, "little") + self._capacity.to_bytes(8, "little"))
+                # Every block of it now: a put into a hole of a full disk would be a SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, _DATA + self._capacity)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"cannot make {self.path}",
+                got=error,
+                allowed=f"{(_DATA + self._capacity) >> 10} KiB of disk",
+                todo="Free some space.",
+            ) from error
         os.replace(temporary, self.path)
 
     def put(self, payload: bytes) -> bool:
