@@ -5,7 +5,7 @@ NumPy; nothing of it survives the process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ VIEWS: dict[str, Callable[[Segment], bool]] = {
     "auto": lambda s: s is Segment.AUTO,
 }
 """View -> whether steps of a segment belong to it; evaluation episodes belong to none."""
+
+_ANSWERED = ("n", "unit", "length", "gamma", "mix", "columns", "include_void", "cross_segments")
+"""Fields of a request that this window understands; nothing here is ever void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class MemoryData:
 
     def draw(self, request: Draw) -> Batch:
         """Return a batch drawn with replacement: exact shares of its views, in their order."""
+        _require_answered(request)
         rows = []
         for view, n in shares(request.mix, request.n).items():
             members = self._view(view)
@@ -84,6 +88,7 @@ class MemoryData:
 
     def consume(self, request: Draw) -> Batch:
         """Return the oldest rows not consumed before, each exactly once."""
+        _require_answered(request)
         (view,) = request.mix
         rows = np.asarray(self._view(view)[self._consumed : self._consumed + request.n], np.int64)
         if len(rows) < request.n:
@@ -212,6 +217,20 @@ class _Columns:
         wider = np.zeros((self._room, *old.shape[1:]), old.dtype)
         wider[: self._used] = old[: self._used]
         return wider
+
+
+def _require_answered(request: Draw) -> None:
+    """Refuse what would otherwise be left out of a batch in silence."""
+    asked = Draw(request.n)
+    for field in fields(Draw):
+        value = getattr(request, field.name)
+        if field.name not in _ANSWERED and value != getattr(asked, field.name):
+            raise ConfigError(
+                f"draws from memory know no {field.name}",
+                got=value,
+                allowed=", ".join(_ANSWERED),
+                todo="Draw from a replay buffer.",
+            )
 
 
 def shares(mix: Mapping[str, float], n: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learners.memory import MemoryData, Step, shares
+from user_system.core.draws import Weigh
 from user_system.core.errors import ConfigError
 from user_system.core.interfaces import Draw, NotReady
 from user_system.core.types import End, Purpose, Segment
@@ -128,3 +129,14 @@ def test_growing_keeps_what_is_there() -> None:
     batch = data.draw(Draw(n=2000))
     np.testing.assert_array_equal(batch.reward, batch.observation["n"][:, 0])
     assert data.count() == 2500
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Draw(1, history=2), Draw(1, weigh=Weigh("segment")), Draw(1, reward="progress")],
+    ids=["history", "weigh", "reward"],
+)
+def test_what_memory_cannot_answer_is_refused(request_):
+    data = MemoryData()
+    with pytest.raises(ConfigError, match="draws from memory know no"):
+        data.draw(request_)
