@@ -17,7 +17,7 @@ def test_ports_are_free_and_all_different() -> None:
     problems = Problems()
     chosen = ports.choose(load_manifest(DEMO, ["teleop.port=0"]), problems)
     assert problems.lines == []
-    assert len({*vars(chosen).values()}) == 6
+    assert len({*vars(chosen).values()}) == len(vars(chosen)) > 5
 
 
 def test_a_port_asked_twice_is_one_problem() -> None:

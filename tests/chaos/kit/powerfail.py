@@ -118,9 +118,10 @@ class Disk:
             self._handles.pop(int(call.numbers()[0]), None)
 
     def _fcntl(self, call: Call, done: bool) -> None:
+        # Both numbers then stand for one opening, its place in the file included.
         handle = self._handle(call)
-        if done and "F_DUPFD" in call.arguments and handle and not isinstance(handle.node, Mapped):
-            raise Unmodelled(call.arguments)
+        if done and "F_DUPFD" in call.arguments and handle is not None:
+            self._handles[call.result] = handle
 
     def _dup(self, call: Call, done: bool) -> None:
         if done and self._handle(call) is not None:
