@@ -191,3 +191,21 @@ def test_a_damaged_block_is_read_from_the_log(tmp_path, recorder, caplog):
     assert all(b - a == 1 for a, b in pairwise(np.sort(flags).tolist()))
     assert "block 0 of" in caplog.text
     assert not verify.verify(path).ok
+
+
+def test_who_appends_faster_than_blocks_are_made_helps_and_a_closed_store_has_them(
+    tmp_path, recorder, monkeypatch
+):
+    """A reader pays for each step that is in no block; an import must not leave a million."""
+    monkeypatch.setattr("user_system.replay.keeper.BLOCK_STEPS", 32)
+    monkeypatch.setattr("user_system.replay.keeper._MOST_BEHIND", 64)
+    monkeypatch.setattr("user_system.replay.keeper.Keeper._run", lambda self: None)
+    robot = recorder()
+    with Store(tmp_path / "replay").open(create=True) as store:
+        for _ in range(20):
+            store.append(robot.run_episode(16))
+            with store.env.read() as txn:
+                behind = tables.peek(txn, store.env, "offset") - tables.blocked(txn, store.env)
+            assert 4 * behind < 64 + 16
+    with reader(tmp_path / "replay").open() as env, env.read() as txn:
+        assert 4 * (tables.peek(txn, env, "offset") - tables.blocked(txn, env)) < 32

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 BLOCK_STEPS = 4096
 """Steps that share a block: a few megabytes, of which none is ever written twice."""
 
+_MOST_BEHIND = 16 * BLOCK_STEPS
+"""Steps that are not in blocks yet at which who appends has to help: readers pay for each."""
+
 _PERIOD_S = 1.0
 """How often it looks at the readers."""
 
@@ -31,7 +34,8 @@ class Keeper:
     def __init__(self, env: Env, pinning: Pinning):
         self._env = env
         self._pinning = pinning
-        self._steps = 0
+        self._behind = 0
+        """Steps that were appended here and are not in blocks yet."""
         self._due = threading.Event()
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -45,25 +49,36 @@ class Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; safe to repeat."""
+        """End, with everything in blocks that is enough for one; safe to repeat."""
+        if self._thread is None:
+            return
         self._over.set()
         self._due.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._thread.join()
+        self._thread = None
+        try:
+            self.tend()
+        except UserSystemError as error:
+            log.error("%s is left with a part that is not in blocks: %s", self._env.path, error)
 
     def appended(self, steps: int) -> None:
         """Count steps that were stored."""
-        self._steps += steps
-        if self._steps >= BLOCK_STEPS:
+        self._behind += steps
+        if self._behind >= BLOCK_STEPS:
             self._due.set()
+        while self._behind >= _MOST_BEHIND and self._seal_next():
+            pass
 
     def tend(self) -> None:
         """Put into blocks what is enough for one."""
+        while self._seal_next():
+            pass
+
+    def _seal_next(self) -> bool:
         with self._lock:
-            self._steps = 0
-            while not self._over.is_set() and self._seal():
-                pass
+            sealed = self._seal()
+            self._behind = max(0, self._behind - sealed)
+        return sealed > 0
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -73,14 +88,14 @@ class Keeper:
                 return
             try:
                 self._pinning.clear(time.monotonic())
-                if due:
-                    self.tend()
+                while due and not self._over.is_set() and self._seal_next():
+                    pass
             except UserSystemError as error:
                 # Nothing is lost: readers go on with the log itself, and an append tries again.
                 log.error("%s could not be tended: %s", self._env.path, error)
 
-    def _seal(self) -> bool:
-        """Make the next blocks where there are steps enough; return whether there may be more."""
+    def _seal(self) -> int:
+        """Make the next blocks where there are steps enough; return how many they took."""
         with self._env.read() as txn:
             start = tables.blocked(txn, self._env)
             stop = tables.peek(txn, self._env, "offset")
@@ -91,7 +106,7 @@ class Keeper:
             if steps >= BLOCK_STEPS:
                 break
         if steps < BLOCK_STEPS:
-            return False
+            return 0
         end = found[-1][0] + 1
         schemas = sorted({fragment.header.schema for _, fragment in found})
         blocks = [
@@ -104,4 +119,4 @@ class Keeper:
                 tables.put_block(txn, self._env, start, part, end, block)
 
         self._env.write(work)
-        return True
+        return steps
