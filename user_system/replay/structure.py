@@ -161,7 +161,8 @@ class _Tree:
     def _prepare(self, tables: list[tuple[int, ...]]) -> None:
         """Have the whole file read where most of it will be wanted."""
         if sum(table[4] for table in tables) > _MANY * self._end:
-            with contextlib.suppress(OSError):  # an older kernel reads page by page
+            self._view.madvise(mmap.MADV_SEQUENTIAL)
+            with contextlib.suppress(OSError):  # an older kernel reads as it goes
                 self._view.madvise(_POPULATE)
 
     def _tables(self, nodes: _Nodes) -> list[tuple[int, ...]]:
