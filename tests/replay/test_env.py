@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from user_system.core.errors import StoreError
 from user_system.core.interfaces import Draw
 from user_system.replay import env as env_module
+from user_system.replay import layout
 from user_system.replay.env import Env
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store, reader
@@ -258,3 +260,29 @@ def test_a_full_disk_is_an_error_and_writing_goes_on_once_there_is_space(tiny_di
         assert data.count() == steps
         flags = data.consume(Draw(steps)).observation["flag"]
         assert (flags == np.arange(1, steps + 1)).all()
+
+
+def test_asking_whether_there_is_a_writer_stops_no_writer(tmp_path):
+    """A reader looks at the lock whenever it opens; the replay must start all the same."""
+    path = tmp_path / "replay"
+    Store(path).open(create=True).close()
+    over = threading.Event()
+
+    def ask():
+        while not over.is_set():
+            layout.is_written(path)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(20):
+            with Store(path).open():
+                assert layout.is_written(path)
+        assert not (path / "nothing").exists()
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+    assert not layout.is_written(path)
+    assert not layout.is_written(tmp_path / "nothing")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.replay import images, mapped, places, tables, verify
 from user_system.replay.env import Env
@@ -209,3 +209,21 @@ def test_who_appends_faster_than_blocks_are_made_helps_and_a_closed_store_has_th
             assert 4 * behind < 64 + 16
     with reader(tmp_path / "replay").open() as env, env.read() as txn:
         assert 4 * (tables.peek(txn, env, "offset") - tables.blocked(txn, env)) < 32
+
+
+def test_blocks_that_cannot_be_made_are_no_concern_of_who_appends(
+    tmp_path, recorder, monkeypatch, caplog
+):
+    """What was appended is on disk: an error would have it sent again."""
+    monkeypatch.setattr("user_system.replay.keeper.BLOCK_STEPS", 8)
+    monkeypatch.setattr("user_system.replay.keeper._MOST_BEHIND", 8)
+    monkeypatch.setattr("user_system.replay.keeper.Keeper._run", lambda self: None)
+
+    def full(*_):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(tables, "put_block", full)
+    with Store(tmp_path / "replay").open(create=True) as store:
+        assert store.append(recorder().run_episode(40)) == []
+        assert store.stats()["appended_fragments"] == 10
+    assert "could not be put into blocks" in caplog.text

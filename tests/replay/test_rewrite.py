@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from user_system.codec import arrays
 from user_system.core.errors import DamageError, SpecError, StoreError
 from user_system.core.interfaces import Draw
-from user_system.replay import backup, rewrite, verify
+from user_system.replay import backup, rewrite, tables, verify
+from user_system.replay.salvage import salvage
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store, reader
 
@@ -99,6 +101,52 @@ def test_what_was_deleted_is_not_in_the_file_after_compacting(tmp_path, recorder
         store.delete(fragments[0].header.episode, who="ada", why="a face")
     rewrite.compact(path)
     assert secret not in (path / "data.mdb").read_bytes()
+
+
+@pytest.mark.parametrize("way", ["compact", "merge", "salvage"])
+def test_who_removed_what_and_why_goes_along(two, tmp_path, way):
+    path = two[0]
+    with Store(path).open() as store:
+        store.delete("a2-1-2", who="ada", why="a face")
+    before = rows(path)
+    if way == "compact":
+        rewrite.compact(path)
+    else:
+        new = tmp_path / "new"
+        rewrite.rewrite([path], new) if way == "merge" else salvage(path, new)
+        path = new
+    assert same(rows(path), before), "the offsets of a removal are others here"
+    with reader(path).open() as env, env.read() as txn:
+        (entry,) = tables.entries(txn, env, "gone", 0)
+        meta, columns = arrays.unpack(bytes(entry[1]))
+    assert (meta["who"], meta["why"], len(columns["identities"])) == ("ada", "a face", 3)
+
+
+@pytest.mark.parametrize("after", ["the old one moved", "both moved"])
+def test_compacting_survives_its_end_at_any_step(two, after):
+    path = two[0]
+    before = rows(path)
+    old = path.with_name("a.before")
+    if after == "the old one moved":
+        path.rename(old)
+    else:
+        shutil.copytree(path, old)
+    rewrite.compact(path)
+    assert same(rows(path), before)
+    assert not old.exists()
+
+
+def test_what_is_no_store_leaves_nothing_behind(two, tmp_path):
+    here = sorted(p.name for p in tmp_path.iterdir())
+    for fail in (
+        lambda: rewrite.compact(tmp_path / "none"),
+        lambda: rewrite.rewrite([two[0], tmp_path / "none"], tmp_path / "all"),
+        lambda: backup.backup(tmp_path / "none", tmp_path / "copy"),
+        lambda: backup.restore(tmp_path / "none", tmp_path / "copy"),
+    ):
+        with pytest.raises(StoreError, match="there is no store"):
+            fail()
+    assert sorted(p.name for p in tmp_path.iterdir()) == here
 
 
 def test_compacting_a_damaged_store_changes_nothing(two):

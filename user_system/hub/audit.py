@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
-from user_system.hub.durable import sync_directory
 
 GENESIS = "0" * 64
 """What the first record names as the hash before it."""
@@ -87,7 +87,7 @@ class Audit:
         self._count, self._head = verify(self._path)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = os.fstat(self._descriptor).st_size
-        sync_directory(self._path.parent)
+        sync(self._path.parent)
         if torn:
             self.write("audit.torn", "", bytes=torn)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from user_system.core.clock import SECOND, Clock
+from user_system.core.durable import read_json, write_json
 from user_system.core.errors import LeaseError
-from user_system.hub.durable import read_json, write_json
 
 AGENT = ""
 """Holder's name when the robot's own agent commands."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from user_system.core.clock import SECOND, Clock
+from user_system.core.durable import read_json, write_json
 from user_system.core.schedule import Assignment, EpisodeResult, Evaluation, Phase, Schedule
 from user_system.core.schedule import ScheduleConfig as ScheduleConfig
-from user_system.hub.durable import read_json, write_json
 
 _CURVE = 2000
 """Points of the learning curve kept in memory."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from user_system.core.clock import SECOND, Clock
+from user_system.core.durable import read_json, write_bytes, write_json
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Manifest, TensorEntry
 from user_system.hub import manifests
-from user_system.hub.durable import read_json, write_bytes, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,15 @@ are, so a backup is a store like any other, and can be read where it lies.
 """
 
 import shutil
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout, tables, verify
 from user_system.replay.env import Env
 from user_system.replay.pinning import backup_lock
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
+from user_system.replay.progress import Progress
 
 
 def backup(path: Path | str, target: Path | str, *, progress: Progress = lambda *_: None) -> Path:
@@ -28,22 +27,24 @@ def backup(path: Path | str, target: Path | str, *, progress: Progress = lambda 
     if target.exists():
         raise StoreError(f"{target} is there already", allowed="a new place")
     fresh = target.with_name(target.name + ".new")
-    layout.remove(fresh)
-    fresh.mkdir(parents=True)
     progress("copying", 0, 2)
     with Env(path, tables.KIND, tables.TABLES, readonly=True, ahead=True).open() as env:
-        with backup_lock(path):
+        layout.remove(fresh)
+        fresh.mkdir(parents=True)
+        # Only a writer wants to know whose snapshot lasts; a backup may lie where none may write.
+        with backup_lock(path) if layout.is_written(path) else nullcontext():
             env.copy(fresh)
         with env.read() as txn:
             layout.write_schemas(fresh, tables.schemas(txn, env))
     shutil.copy(path / layout.MANIFEST, fresh / layout.MANIFEST)
-    layout.sync_file(fresh / layout.DATA)
+    sync(fresh / layout.DATA)
     progress("checking the copy", 1, 2)
     findings = verify.verify(fresh)
     if not findings.ok:
+        layout.remove(fresh)
         raise DamageError(f"the copy of {path} is damaged", got="; ".join(findings.damaged[:5]))
     fresh.rename(target)
-    layout.sync_directory(target.parent)
+    sync(target.parent)
     progress("checking the copy", 2, 2)
     return target
 

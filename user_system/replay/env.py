@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout, probe, structure
 from user_system.replay.datafile import DataFile
@@ -288,7 +289,7 @@ class Env:
             env.close()
         layout.write_manifest(new, self._kind)
         new.rename(self.path)
-        layout.sync_directory(self.path.parent)
+        sync(self.path.parent)
 
     def _check_structure(self) -> None:
         """Look at the tree with plain reads: LMDB ends the process where a page of it is none.

@@ -24,7 +24,6 @@ from user_system.replay import images, joining, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.joining import Joint, Piece
 from user_system.replay.schema import Schema
-from user_system.replay.store import log_entries
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ class Episodes:
         start: int | None = 0
         while start is not None:
             with self.env.read() as txn:
-                entries, start = log_entries(txn, self.env, table, start), None
+                entries, start = tables.entries(txn, self.env, table, start), None
                 for count, (number, value) in enumerate(entries):
                     if count == _PER_SNAPSHOT:
                         start = number
@@ -363,7 +362,7 @@ def _key(header: FragmentHeader) -> EpisodeKey:
 
 def _entry(txn: Txn, env: Env, table: str, number: int) -> bytes | None:
     """Return a copy of one entry; None where it is gone."""
-    for found, value in log_entries(txn, env, table, number):
+    for found, value in tables.entries(txn, env, table, number):
         return bytes(value) if found == number else None
     return None
 

@@ -39,6 +39,8 @@ class Keeper:
         self._due = threading.Event()
         self._over = threading.Event()
         self._lock = threading.Lock()
+        """Held while a block is made."""
+        self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -63,11 +65,17 @@ class Keeper:
 
     def appended(self, steps: int) -> None:
         """Count steps that were stored."""
-        self._behind += steps
-        if self._behind >= BLOCK_STEPS:
+        with self._counting:
+            self._behind += steps
+            behind = self._behind
+        if behind >= BLOCK_STEPS:
             self._due.set()
-        while self._behind >= _MOST_BEHIND and self._seal_next():
-            pass
+        try:
+            while self._behind >= _MOST_BEHIND and self._seal_next():
+                pass
+        except UserSystemError as error:
+            # What was appended is on disk, so its sender must hear of that and of nothing else.
+            log.error("%s could not be put into blocks: %s", self._env.path, error)
 
     def tend(self) -> None:
         """Put into blocks what is enough for one."""
@@ -77,6 +85,7 @@ class Keeper:
     def _seal_next(self) -> bool:
         with self._lock:
             sealed = self._seal()
+        with self._counting:
             self._behind = max(0, self._behind - sealed)
         return sealed > 0
 

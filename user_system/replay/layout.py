@@ -18,11 +18,13 @@ import logging
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from user_system.core.durable import sync, write_bytes
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay.schema import Schema
 
@@ -33,8 +35,12 @@ LMDB_FORMAT = "0.9"
 """LMDB 1.0 files are not readable by 0.9 and the other way round."""
 
 MANIFEST, SCHEMAS, DATA = "manifest.json", "schemas.json", "data.mdb"
+LOCK = "writer.lock"
 
 log = logging.getLogger(__name__)
+
+_LOCK_S = 0.2
+"""How long a writer tries before it takes the lock for another writer's."""
 
 _MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
 _PAGE_HEADER = 16
@@ -55,13 +61,13 @@ def write_manifest(path: Path, kind: str) -> None:
     """Write the manifest of a new directory: whole or not at all."""
     manifest = {"kind": kind, "format": FORMATS.get(kind, 1), "lmdb": LMDB_FORMAT}
     text = json.dumps(manifest, indent=1) + "\n"
-    replace(path / MANIFEST, text)
+    write_bytes(path / MANIFEST, text.encode())
 
 
 def write_schemas(path: Path, schemas: Iterable[Schema]) -> None:
     """Keep schemas beside the file that they are needed for."""
     texts = {schema.id: json.loads(schema.text()) for schema in schemas}
-    replace(path / SCHEMAS, json.dumps(texts, indent=1) + "\n")
+    write_bytes(path / SCHEMAS, (json.dumps(texts, indent=1) + "\n").encode())
 
 
 def read_schemas(path: Path) -> Mapping[str, Schema]:
@@ -77,17 +83,6 @@ def read_schemas(path: Path) -> Mapping[str, Schema]:
     return {schema.id: schema for schema in parsed}
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a small file: after a power cut it is the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
-
-
 def made_mark(path: Path) -> Path:
     """Return the file beside a directory that says: there was one, so never start empty."""
     return path.with_name(f"{path.name}.made")
@@ -98,7 +93,7 @@ def remember_made(path: Path) -> None:
     mark = made_mark(path)
     if not mark.exists():
         mark.touch(mode=0o600)
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -109,43 +104,38 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_file(path: Path) -> None:
-    """Make what a file holds survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def lock_writer(path: Path) -> int:
     """Return a file handle that makes this process the only writer until it is closed.
 
     Raises:
-        StoreError: another process is.
+        StoreError: another process is, or there is no such directory.
     """
-    handle = os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not path.is_dir():
+        raise StoreError(f"there is no store in {path}", todo="Check the path.")
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _LOCK_S
+    while not _flock(handle, fcntl.LOCK_EX):
+        # A reader that asks whether there is a writer holds it for an instant.
+        if time.monotonic() > deadline:
+            os.close(handle)
+            raise StoreError(
+                f"another process writes to {path}",
+                allowed="one writer",
+                todo="Stop it, or open this one read-only.",
+            )
+        time.sleep(_LOCK_S / 20)
+    return handle
+
+
+def _flock(handle: int, how: int) -> bool:
+    """Return whether a lock was there to be had."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(handle)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        raise StoreError(
-            f"another process writes to {path}",
-            allowed="one writer",
-            todo="Stop it, or open this one read-only.",
-        ) from error
-    return handle
+        return False
+    return True
 
 
 @contextmanager
@@ -161,10 +151,13 @@ def writer_lock(path: Path) -> Iterator[None]:
 def is_written(path: Path) -> bool:
     """Return whether somebody writes to a directory now."""
     try:
-        with writer_lock(path):
-            return False
-    except StoreError:
-        return True
+        handle = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _flock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
 
 
 def kind(path: Path) -> str:

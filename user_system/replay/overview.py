@@ -1,7 +1,7 @@
 """What a store holds, in a page of numbers."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,9 @@ from user_system.core.types import Segment
 from user_system.replay import tables
 from user_system.replay.index import Index
 from user_system.replay.ledger import LIVE, Ledger
+from user_system.replay.progress import Progress
 from user_system.replay.rows import Rows
 from user_system.replay.store import reader
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)

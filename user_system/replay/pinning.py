@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ class Pin(NamedTuple):
 
 
 class Pinning:
-    """Watches the readers of one store.
+    """Watches the readers of one store. Thread-safe.
 
     Args:
         env: the writer's environment.
@@ -47,9 +48,8 @@ class Pinning:
     def __init__(self, env: Env, limit_s: float = LIMIT_S):
         self._env = env
         self._limit_s = limit_s
+        self._lock = threading.Lock()
         self._since: dict[Pin, float] = {}
-        self.ended = 0
-        """Processes ended."""
 
     def look(self, now: float) -> tuple[Pin, float] | None:
         """Return the snapshot that was seen for longest, and for how many seconds.
@@ -58,21 +58,22 @@ class Pinning:
             now: monotonic seconds.
         """
         pins = set(self._pins())
-        self._since = {pin: self._since.get(pin, now) for pin in pins}
-        if not self._since:
-            return None
-        oldest = min(self._since, key=lambda pin: self._since[pin])
-        return oldest, now - self._since[oldest]
+        with self._lock:
+            self._since = {pin: self._since.get(pin, now) for pin in pins}
+            if not self._since:
+                return None
+            oldest, since = min(self._since.items(), key=lambda item: item[1])
+            return oldest, now - since
 
     def clear(self, now: float) -> None:
         """End the processes whose snapshots are older than the limit."""
         self.look(now)
         spared = backing_up(self._env.path)
-        for pin, since in list(self._since.items()):
-            if now - since < self._limit_s or pin.pid in (os.getpid(), spared):
-                continue
-            if self._end(pin, now - since):
-                del self._since[pin]
+        with self._lock:
+            seen = list(self._since.items())
+        for pin, since in seen:
+            if now - since >= self._limit_s and pin.pid not in (os.getpid(), spared):
+                self._end(pin, now - since)
 
     def _pins(self) -> Iterator[Pin]:
         for line in self._env.readers().splitlines():
@@ -81,9 +82,9 @@ class Pinning:
             if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
                 yield Pin(int(fields[0]), fields[1], int(fields[2]))
 
-    def _end(self, pin: Pin, age_s: float) -> bool:
+    def _end(self, pin: Pin, age_s: float) -> None:
         if not self._maps(pin.pid):
-            return False  # the number belongs to somebody else by now
+            return  # the number belongs to somebody else by now
         try:
             os.kill(pin.pid, signal.SIGKILL)
         except PermissionError:
@@ -92,14 +93,12 @@ class Pinning:
                 "end it, or the disk fills",
                 *(pin.pid, self._env.path, age_s),
             )
-            return False
-        self.ended += 1
+            return
         log.error(
             "process %d held a snapshot of %s for %.0f s and was ended: nothing that was removed "
             "could be used again",
             *(pin.pid, self._env.path, age_s),
         )
-        return True
 
     def _maps(self, pid: int) -> bool:
         """Return whether a process has this store mapped."""

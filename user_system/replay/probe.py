@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout
+from user_system.replay.progress import Progress
 
 _PROGRESS = b"progress"
 
@@ -44,10 +44,6 @@ class Findings:
     def ok(self) -> bool:
         """Whether every byte is what was written."""
         return not self.damaged
-
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
 
 
 def run(path: Path | str, *, progress: Progress = lambda *_: None) -> Findings:

@@ -17,7 +17,7 @@ from user_system.codec import arrays, fragments
 from user_system.core.errors import SpecError, StoreError
 from user_system.replay import entries, images, mapped, places, tables
 from user_system.replay.env import Env, Txn
-from user_system.replay.ledger import LIVE, Ledger
+from user_system.replay.ledger import COMPLETE, LIVE, Ledger
 from user_system.replay.pinning import Pinning
 from user_system.replay.tables import U64
 
@@ -50,6 +50,17 @@ class Limits:
     """Of all it holds; None: no limit but the disk's. The file may be a quarter larger."""
     reserve_bytes: int = 0
     """Disk space that it leaves free."""
+
+
+def elsewhere(record: bytes) -> bytes:
+    """Return an entry of ``gone`` for another store: without offsets, which are others there.
+
+    Raises:
+        DamageError: it is none.
+    """
+    meta, columns = arrays.unpack(record)
+    none = np.empty(0, np.uint64)
+    return arrays.pack(meta, {"offsets": none, "identities": columns["identities"]})
 
 
 class Retention:
@@ -135,7 +146,7 @@ class Retention:
             held = [h for h in self._ledger.held(txn) if h.episode == episode]
             if not held:
                 raise SpecError("no such episode", got=episode, todo="`replay stats` lists them.")
-            if any(h.entry.flags & LIVE and not h.entry.flags & 1 for h in held):
+            if any(h.entry.flags & LIVE and not h.entry.flags & COMPLETE for h in held):
                 raise SpecError(
                     "episode is being recorded", got=episode, todo="Wait until it has ended."
                 )

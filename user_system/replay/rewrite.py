@@ -6,23 +6,22 @@ sends again what it sent to the old store is understood by the new one.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from user_system.codec import arrays, fragments
+from user_system.core.durable import sync
 from user_system.core.errors import DamageError
-from user_system.replay import entries, images, layout, legacy, tables, verify
+from user_system.replay import entries, images, layout, legacy, retention, tables, verify
 from user_system.replay.entries import Entry
 from user_system.replay.env import Env, Txn
+from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store
 from user_system.replay.tables import U64
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
 
 _BATCH_BYTES = 32 << 20
 
@@ -51,12 +50,16 @@ def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewrit
     """
     path = Path(path)
     fresh, old = (path.with_name(f"{path.name}.{name}") for name in ("compacting", "before"))
+    if old.exists() and not path.exists():
+        old.rename(path)  # the power went between the two last steps
     for left in (fresh, layout.made_mark(fresh)):
         layout.remove(left)
     with layout.writer_lock(path):
+        layout.remove(old)
         done = rewrite([path], fresh, progress=progress)
         if done.damaged:
-            layout.remove(fresh)
+            for left in (fresh, layout.made_mark(fresh)):
+                layout.remove(left)
             raise DamageError(
                 f"{path} is damaged", got=f"{done.damaged} values", todo=layout.verify_hint(path)
             )
@@ -67,7 +70,7 @@ def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewrit
         progress("checking what was written", 1, 1)
         path.rename(old)
         fresh.rename(path)
-        layout.sync_directory(path.parent)
+        sync(path.parent)
     layout.remove(layout.made_mark(fresh))
     layout.remove(old)
     return done
@@ -82,6 +85,8 @@ def rewrite(
         StoreError: a source is not a store.
         SpecError: rows of one do not stack with those of the others.
     """
+    for source in sources:
+        layout.format_of(Path(source))  # before anything is made for one that is none
     with Store(target).open(create=not (Path(target) / layout.MANIFEST).exists()) as store:
         before = store.stats()
         damaged = sum(_Copy(Path(source), store, progress).run() for source in sources)
@@ -117,6 +122,8 @@ class _Copy:
             while (start := self._copy_from(start)) >= 0:
                 pass
             self._copy_labels()
+            if self._format != legacy.FORMAT:
+                self._copy_removals()
             with self._env.read() as txn:
                 self._store.carry(dict(self._sealed(txn, "next")), self._sealed_text(txn))
         return self._damaged
@@ -194,6 +201,19 @@ class _Copy:
                 self._damaged += 1
                 log.error("label %d of %s is left out: %s", number, self._env.path, error)
         self._store.adopt_labels(records)
+
+    def _copy_removals(self) -> None:
+        """Pass on what was removed, by whom and why; the offsets meant something there only."""
+        with self._env.read() as txn:
+            found = [bytes(v) for _, v in tables.entries(txn, self._env, "gone", 0)]
+        records = []
+        for record in found:
+            try:
+                records.append(retention.elsewhere(record))
+            except DamageError as error:
+                self._damaged += 1
+                log.error("a removal of %s is left out: %s", self._env.path, error)
+        self._store.adopt_removals(records)
 
     def _total(self, txn: Txn) -> int:
         if self._format == legacy.FORMAT:

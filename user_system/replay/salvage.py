@@ -7,20 +7,18 @@ list of removals is readable.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import FragmentHeader
-from user_system.replay import entries, images, layout, pages, tables
+from user_system.replay import entries, images, layout, pages, retention, tables
 from user_system.replay.entries import Entry
+from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
 
 _BATCH_BYTES = 32 << 20
 
@@ -61,6 +59,8 @@ class _Found:
     labels: dict[bytes, int] = field(default_factory=dict)
     """Record of a label -> when it was written."""
     removed: set[int] = field(default_factory=set)
+    removals: dict[bytes, int] = field(default_factory=dict)
+    """Entry that says what was removed -> when that was."""
     schemas: dict[str, Schema] = field(default_factory=dict)
     expected: dict[bytes, int] = field(default_factory=dict)
 
@@ -164,6 +164,7 @@ def _take_message(found: _Found, data: bytes, position: int) -> None:
             found.labels[data] = int(meta["wall_ns"])
         elif "identities" in blocks:
             found.removed |= {int(i) for i in blocks["identities"]}
+            found.removals[retention.elsewhere(data)] = int(meta["wall_ns"])
     except (DamageError, KeyError):
         return  # not of ours, or no longer
 
@@ -193,6 +194,8 @@ class _Copy:
         self._store.carry(self._found.expected, {})
         labels = sorted(self._found.labels.items(), key=lambda item: item[1])
         self._store.adopt_labels([record for record, _ in labels])
+        removals = sorted(self._found.removals.items(), key=lambda item: item[1])
+        self._store.adopt_removals([record for record, _ in removals])
         return Salvaged(
             len(readable),
             sum(record.steps for _, record in readable),

@@ -21,8 +21,6 @@ from user_system.replay.retention import Limits, Retention
 from user_system.replay.schema import Schema
 from user_system.replay.tables import KIND, TABLES, U64
 
-log_entries = tables.entries
-
 
 def reader(path: Path | str) -> Env:
     """Return an unopened read-only environment on a store, for whatever process of its host."""
@@ -178,6 +176,16 @@ class Store:
         written = self.env.write(work)
         with self._lock:
             self._totals["appended_labels"] += written
+
+    def adopt_removals(self, records: Sequence[bytes]) -> None:
+        """Keep what another store says of its removals; see ``retention.elsewhere``."""
+
+        def work(txn: Txn) -> None:
+            for record in records:
+                number = tables.count(txn, self.env, "gone")
+                tables.append(txn, self.env, "gone", U64.pack(number), record)
+
+        self.env.write(work)
 
     def carry(self, expected: Mapping[bytes, int], refused: Mapping[bytes, bytes]) -> None:
         """Know how far producers were elsewhere: what they sent there is not taken again.

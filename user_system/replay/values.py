@@ -5,20 +5,13 @@ from typing import Protocol
 import numpy as np
 
 from user_system.core.errors import SpecError
-from user_system.core.types import Array, Segment
+from user_system.core.types import Array
 from user_system.replay import ids
 from user_system.replay.columns import Column
 from user_system.replay.rows import OF_PIECE, Rows
+from user_system.replay.views import ACTING
 
 PRIORITY, RETURN = "priority", "return"
-
-_PURSUED = (
-    Segment.DEMO,
-    Segment.AUTO,
-    Segment.RECOVERY,
-    Segment.CORRECTION,
-    Segment.SYNTHETIC,
-)
 
 
 class Watcher(Protocol):
@@ -131,7 +124,7 @@ class Returns:
         start = int(rows.first_row.data[present].min())
         of = numbers[rows["piece"][start:]]
         counts = ~rows["void"][start:] & ~rows["gone"][start:]
-        counts &= np.isin(rows["segment"][start:], _PURSUED)
+        counts &= np.isin(rows["segment"][start:], sorted(ACTING))
         reward = rows.rewards(self._reward)[start:][counts]
         # In the order of the log, whatever the rows at which this began.
         sums = np.bincount(of[counts], reward, minlength=len(self._values))

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from user_system.codec import arrays, fragments
+from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError, UserSystemError
 from user_system.core.types import Fragment
 from user_system.replay import entries, images, layout, places, probe, queue, tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env
+from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -37,12 +39,13 @@ Check = Callable[[bytes, Any, "Owners"], int]
 """Raises DamageError, or returns how many images a value holds."""
 
 
-def verify(path: Path | str, *, progress: probe.Progress = lambda *_: None) -> probe.Findings:
+def verify(path: Path | str, *, progress: Progress = lambda *_: None) -> probe.Findings:
     """Check every record and image of a directory, in a child process.
 
     Raises:
         StoreError: there is nothing to check, or the child could not work.
     """
+    layout.kind(Path(path))  # so that a path that is none is said plainly, and not by a child
     return probe.run(path, progress=progress)
 
 
@@ -60,7 +63,7 @@ def quarantine(path: Path | str) -> Path:
             raise StoreError(f"{target} is there already", todo="Try again in a second.")
         path.rename(target)
         layout.made_mark(path).unlink(missing_ok=True)  # a new one is what is asked for
-        layout.sync_directory(path.parent)
+        sync(path.parent)
     log.warning("%s was moved to %s", path, target)
     return target
 
@@ -75,7 +78,7 @@ def replace(path: Path, fresh: Path) -> Path:
     fresh.rename(path)
     layout.remember_made(path)
     layout.made_mark(fresh).unlink(missing_ok=True)
-    layout.sync_directory(path.parent)
+    sync(path.parent)
     return aside
 
 

@@ -13,10 +13,11 @@ from kit.zygote import Channel
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.interfaces import Draw, NotReady
+from user_system.replay import tables
 from user_system.replay import verify as verify_module
 from user_system.replay.env import Env
 from user_system.replay.sampler import ReplayData
-from user_system.replay.store import Store, log_entries, reader
+from user_system.replay.store import Store, reader
 from user_system.replay.tables import TABLES
 
 RECORDS = ("log", "images")
@@ -146,7 +147,7 @@ def saved(channel: Channel, path: str) -> None:
     """Say what a store holds whole, as a reader finds it; what has lost images is left out."""
     found = []
     with reader(path).open() as env, env.read() as txn:
-        for number, value in log_entries(txn, env, "log", 0):
+        for number, value in tables.entries(txn, env, "log", 0):
             with contextlib.suppress(DamageError):
                 found.append(stored(whole(txn, env, number, value)))
     channel.send(found)

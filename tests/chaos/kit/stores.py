@@ -19,7 +19,7 @@ from user_system.replay import env as env_module
 from user_system.replay import images, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.schema import Schema
-from user_system.replay.store import Store, log_entries, reader
+from user_system.replay.store import Store, reader
 
 STUCK_S = 1.5
 """Age at which a snapshot's process counts as stuck; a minute where nobody is in a hurry."""
@@ -30,7 +30,7 @@ ONLY_FEW = 1 << 17
 def records(env: Env, start: int = 0) -> Iterator[tuple[int, Fragment]]:
     """Yield (number, fragment with its images) of a store's log, every checksum checked."""
     with env.read() as txn:
-        for number, value in log_entries(txn, env, "log", start):
+        for number, value in tables.entries(txn, env, "log", start):
             yield number, whole(txn, env, number, value)
 
 
@@ -66,7 +66,7 @@ def labels(env: Env) -> list[StoredLabel]:
     """Return the late labels of a store, in order."""
     found = []
     with env.read() as txn:
-        for _, value in log_entries(txn, env, "labels", 0):
+        for _, value in tables.entries(txn, env, "labels", 0):
             meta, blocks = arrays.unpack(bytes(value))
             found.append(StoredLabel(meta["episode"], meta["version"], label_hash(meta, blocks)))
     return found
@@ -241,7 +241,7 @@ def fill_map(channel: Channel, path: str, more: int, side: int) -> None:
 def hold(channel: Channel, path: str) -> None:
     """Hold a snapshot until told to let go."""
     with reader(path).open() as env, env.read() as txn:
-        for _ in log_entries(txn, env, "log", 0):
+        for _ in tables.entries(txn, env, "log", 0):
             break
         channel.send("holding")
         channel.receive(1e6)

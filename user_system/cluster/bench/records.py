@@ -10,7 +10,7 @@ from user_system.cluster.configs import EdgeHostConfig
 from user_system.cluster.parse import read_json
 from user_system.codec import fragments
 from user_system.core.types import Fragment
-from user_system.replay import queue, store
+from user_system.replay import queue, store, tables
 from user_system.replay.env import Env
 from user_system.replay.txn import Cursor
 
@@ -73,7 +73,7 @@ class Records:
         with self._replay.read() as txn:
             return [
                 entry(fragments.decode(bytes(value)))
-                for _, value in store.log_entries(txn, self._replay, "log", 0)
+                for _, value in tables.entries(txn, self._replay, "log", 0)
             ]
 
 

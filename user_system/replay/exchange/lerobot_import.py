@@ -7,7 +7,7 @@ one that was interrupted goes on where it stopped. A store that has the same epi
 (the one they were exported from, or an import by other names) refuses them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,9 @@ from user_system.replay.exchange.lerobot_meta import Dataset
 from user_system.replay.exchange.lerobot_own import Own
 from user_system.replay.exchange.lerobot_rows import Videos, read
 from user_system.replay.exchange.lerobot_table import Table
+from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store
-
-Progress = Callable[[str, int, int], None]
-"""Told (what is being done, frames done, frames in all)."""
 
 _BATCH_BYTES = 32 << 20
 """Images per transaction."""

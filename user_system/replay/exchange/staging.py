@@ -1,6 +1,5 @@
 """Results that appear whole or not at all: made beside their place, synced, then renamed."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import xxhash
 
+from user_system.core.durable import sync
 from user_system.core.errors import ConfigError, StoreError
 
 
@@ -30,7 +30,7 @@ def staged(target: Path) -> Iterator[Path]:
         _sync(work)
         check_free(target)
         work.rename(target)
-        _sync_one(target.parent)
+        sync(target.parent)
     except OSError as error:
         what = f"cannot write {target}"
         raise StoreError(what, got=error, todo="Check space and rights.") from error
@@ -69,12 +69,4 @@ def _sync(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             _sync(child)
-    _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)

@@ -8,6 +8,7 @@ import numpy as np
 
 from user_system.core.types import Array, Purpose
 from user_system.replay.episodes import Episodes
+from user_system.replay.progress import Progress
 from user_system.replay.quality import findings, tasks
 from user_system.replay.quality.clocks import Timing
 from user_system.replay.quality.estimates import Estimate, Spread, share
@@ -15,7 +16,7 @@ from user_system.replay.quality.findings import Finding
 from user_system.replay.quality.measures import Bootstrap
 from user_system.replay.quality.options import Options
 from user_system.replay.quality.survey import Crew, Survey
-from user_system.replay.quality.tasks import Progress, Task
+from user_system.replay.quality.tasks import Task
 
 _HELP_BINS = 40
 

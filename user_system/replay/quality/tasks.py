@@ -1,12 +1,13 @@
 """What is said of one task: who acted how in it, where its states lie, which episodes stand out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from user_system.core.types import Array, Segment
+from user_system.replay.progress import Progress
 from user_system.replay.quality import measures, outliers
 from user_system.replay.quality.estimates import Estimate
 from user_system.replay.quality.measures import Bootstrap
@@ -15,9 +16,6 @@ from user_system.replay.quality.outliers import Outlier
 from user_system.replay.quality.samples import Reservoir
 from user_system.replay.quality.space import Points, Space
 from user_system.replay.quality.survey import GroupKey, Pool, PoolKey, Survey
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, of how much."""
 
 _DOTS = 1200
 """Of the picture of states."""

@@ -29,15 +29,15 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written", got=str(error), todo="Free space on its disk."
         ) from error
 
 
-def sync_directory(path: Path) -> None:
-    """Force a directory's entries to disk; without it a rename may be forgotten."""
+def sync(path: Path) -> None:
+    """Force a file, or a directory's entries, to disk; without it a rename may be forgotten."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
