@@ -37,6 +37,9 @@ _IDLE_S = 0.2
 _MARGIN = 64 << 10
 """Bytes kept free in a message for everything but the fragment."""
 
+_TOGETHER = 256 << 10
+"""Bytes of fragments that share a message: few enough that nothing waits long behind them."""
+
 Source = tuple[str, int]
 
 
@@ -168,17 +171,16 @@ class ExperienceClient:
                 batch = self._next_batch(session)
                 if not batch:
                     self._outbox.wait(_IDLE_S)
-                for content in batch:
-                    message = self._message(content)
+                for message in self._messages(batch):
                     with self._lock:
-                        self._figures["sent"] += 1
+                        self._figures["sent"] += max(1, len(message.fragments.fragments))
                         self._figures["bytes"] += message.ByteSize()
                     yield message
         except Exception:  # top of a thread of gRPC, which would end the stream without a word
             log.exception("sending experience failed")
             session.end()
 
-    def _next_batch(self, session: "_Session") -> Sequence[Fragment | Refused]:
+    def _next_batch(self, session: "_Session") -> Sequence[Fragment] | Refused:
         """Return what to send next, all of one source; it now counts as under way."""
         for source in session.order(self._outbox.sources()):
             start, room = session.room(source)
@@ -188,21 +190,33 @@ class ExperienceClient:
             lost = self._outbox.lost(*source, start) if gap else None
             claimed = session.claim(source, start, numbers if lost is None else [start])
             if claimed:
-                return found[:claimed] if lost is None else [lost]
+                return found[:claimed] if lost is None else lost
         return ()
 
-    def _message(self, content: Fragment | Refused) -> pb.HostMessage:
-        """Return the message that says ``content``."""
-        if isinstance(content, Fragment):
-            return self._fragment(content)
-        source = pb.Source(producer=content.producer, epoch=content.epoch)
+    def _messages(self, batch: Sequence[Fragment] | Refused) -> Iterator[pb.HostMessage]:
+        """Yield the messages that say ``batch``, in order: several small fragments in one."""
+        if isinstance(batch, Refused):
+            yield self._lost(batch)
+            return
+        parts: list[pb.Fragment] = []
+        for part in map(self._fragment, batch):
+            if parts and sum(p.ByteSize() for p in (*parts, part)) > _TOGETHER:
+                yield _together(parts)
+                parts = []
+            parts.append(part)
+        if parts:
+            yield _together(parts)
+
+    def _lost(self, refused: Refused) -> pb.HostMessage:
+        """Return the message that says that a fragment is lost here."""
+        source = pb.Source(producer=refused.producer, epoch=refused.epoch)
         with self._lock:
             self._figures["lost"] += 1
-        lost = pb.Lost(source=source, sequence=content.sequence, reason=content.reason[:2000])
+        lost = pb.Lost(source=source, sequence=refused.sequence, reason=refused.reason[:2000])
         return pb.HostMessage(lost=lost)
 
-    def _fragment(self, fragment: Fragment) -> pb.HostMessage:
-        """Return a fragment as a message; one that cannot travel goes as its header alone.
+    def _fragment(self, fragment: Fragment) -> pb.Fragment:
+        """Return a fragment as a message; one that cannot travel goes by its name alone.
 
         The replay refuses that by name, so that the fragment is set aside instead of blocking all
         that come after it.
@@ -210,7 +224,7 @@ class ExperienceClient:
         try:
             message = wire.fragment_to_proto(fragment, self._codec)
             if message.ByteSize() <= MAX_MESSAGE - _MARGIN:
-                return pb.HostMessage(fragment=message)
+                return message
             problem: object = f"{message.ByteSize()} bytes, more than a message may have"
         except SpecError as error:
             problem = error
@@ -218,7 +232,7 @@ class ExperienceClient:
             "fragment %d of %s cannot be sent: %s",
             *(fragment.header.sequence, fragment.header.producer, problem),
         )
-        return pb.HostMessage(fragment=pb.Fragment(header=wire.header_to_proto(fragment.header)))
+        return wire.unsendable_to_proto(fragment.header)
 
 
 def label(
@@ -257,6 +271,10 @@ def replay_stats(tunnel: Tunnel, timeout_s: float = 5.0) -> dict[str, float]:
     except grpc.RpcError as error:
         raise received(error, "ask the replay how it does") from error
     return dict(reply.values)
+
+
+def _together(parts: Sequence[pb.Fragment]) -> pb.HostMessage:
+    return pb.HostMessage(fragments=pb.Fragments(fragments=parts))
 
 
 def _stub(tunnel: Tunnel) -> experience_pb2_grpc.ExperienceStub:

@@ -3,7 +3,8 @@
 Each host has one stream. Its fragments wait, in order, for the committer: a single thread that
 takes what all streams have brought, stores it in one group commit, and then acknowledges. A disk
 flush costs about the same for one fragment as for sixty-four, and while one runs the next group
-comes together by itself: nobody waits for company.
+comes together by itself: nobody waits for company. That thread also decodes what it stores: were
+each stream to decode its own, all of them would fight the committer for the interpreter.
 
 Back-pressure has no message of its own: a stream is read only while fewer than ``credit`` of its
 fragments are unanswered, so that a slow disk fills the windows of gRPC and then the spools of the
@@ -28,7 +29,7 @@ from comms.security import identify
 from comms.silence import speak
 from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError, UserSystemError
 from user_system.core.ports import Ingest, Refused
-from user_system.core.types import Fragment
+from user_system.core.types import Parcel
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +42,23 @@ UNHEARD = 256
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A fragment that waits for the committer, or the reason why it is not one."""
+    """What waits for the committer, as it came."""
 
     stream: "_Stream"
-    content: Fragment | Refused
-    size: int
+    part: pb.Fragment | pb.Lost
     at: float
     """Monotonic seconds of its arrival."""
 
     @property
     def key(self) -> tuple[str, int, int]:
         """Producer, epoch, sequence."""
-        where = self.content if isinstance(self.content, Refused) else self.content.header
-        return where.producer, where.epoch, where.sequence
+        source = self.part.source
+        return source.producer, source.epoch, self.part.sequence
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+        return self.part.ByteSize()
 
 
 class ExperienceService(experience_pb2_grpc.ExperienceServicer):
@@ -207,12 +212,15 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
                 message = next(requests, None)
                 if message is None:
                     return
-                arrival = _arrival(stream, message)
-                if arrival.key[:2] not in sources:
-                    # One that is no source must end this stream, not the commit of all hosts.
-                    self._ingest.expected(*arrival.key[:2])
-                    sources.add(arrival.key[:2])
-                self._arrivals.put(arrival)
+                for number, part in enumerate(self._parts(message)):
+                    if number and not stream.acquire():
+                        return
+                    arrival = _Arrival(stream, part, time.monotonic())
+                    if arrival.key[:2] not in sources:
+                        # One that is no source must end this stream, not the commit of all hosts.
+                        self._ingest.expected(*arrival.key[:2])
+                        sources.add(arrival.key[:2])
+                    self._arrivals.put(arrival)
         except UserSystemError as error:
             stream.end(error)
         except grpc.RpcError:
@@ -222,6 +230,24 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             stream.end(LinkError("unforeseen error at the replay; see its log"))
         finally:
             stream.end(None)
+
+    def _parts(self, message: pb.HostMessage) -> Sequence[pb.Fragment | pb.Lost]:
+        """Return what a message holds.
+
+        Raises:
+            SpecError: nothing that may come now, or more than the credit allows.
+        """
+        kind = message.WhichOneof("message")
+        parts: Sequence[pb.Fragment | pb.Lost] = ()
+        if kind == "fragments":
+            parts = message.fragments.fragments
+        elif kind == "lost":
+            parts = [message.lost]
+        if not parts or not all(part.source.producer for part in parts):
+            raise SpecError("after Hello only fragments are expected", got=kind)
+        if len(parts) > self._credit:
+            raise SpecError("too many fragments at once", got=len(parts), allowed=self._credit)
+        return parts
 
     def _run(self) -> None:
         running = True
@@ -291,17 +317,18 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
     def _store(self, group: Sequence[_Arrival]) -> list[Refused]:
         """Store a group in order; return what was refused."""
         refused: list[Refused] = []
-        pending: list[Fragment] = []
+        pending: list[Parcel] = []
         for arrival in group:
-            if isinstance(arrival.content, Fragment):
-                pending.append(arrival.content)
+            content = _content(arrival.part)
+            if isinstance(content, Parcel):
+                pending.append(content)
                 continue
             # It was not even decoded. What came before it must be stored before it is skipped.
             if pending:
                 refused += self._ingest.append(pending)
                 pending = []
-            self._ingest.skip(arrival.content)
-            refused.append(arrival.content)
+            self._ingest.skip(content)
+            refused.append(content)
         if pending:
             refused += self._ingest.append(pending)
         return refused
@@ -355,28 +382,16 @@ class _Stream:
         self._credit.release()
 
 
-def _arrival(stream: _Stream, message: pb.HostMessage) -> _Arrival:
-    """Decode one message.
-
-    Raises:
-        SpecError: it is no fragment at all, so that nothing could be refused by name.
-    """
-    now = time.monotonic()
-    if message.HasField("lost") and message.lost.source.producer:
-        return _Arrival(stream, _lost(message.lost), message.ByteSize(), now)
-    if not message.HasField("fragment") or not message.fragment.header.source.producer:
-        raise SpecError(
-            "after Hello only fragments are expected", got=message.WhichOneof("message")
-        )
-    size = message.ByteSize()
+def _content(part: pb.Fragment | pb.Lost) -> Parcel | Refused:
+    """Return the fragment that arrived, or the reason why it is none."""
+    if isinstance(part, pb.Lost):
+        return _lost(part)
     try:
-        return _Arrival(stream, wire.fragment_from_proto(message.fragment), size, now)
+        return wire.fragment_from_proto(part)
     except UserSystemError as error:
-        header = message.fragment.header
-        source = header.source
-        log.warning("refused fragment %d of %s: %s", header.sequence, source.producer, error)
-        refused = Refused(source.producer, source.epoch, header.sequence, str(error))
-        return _Arrival(stream, refused, size, now)
+        source = part.source
+        log.warning("refused fragment %d of %s: %s", part.sequence, source.producer, error)
+        return Refused(source.producer, source.epoch, part.sequence, str(error))
 
 
 def _lost(message: pb.Lost) -> Refused:

@@ -19,6 +19,9 @@ class Limits:
     """Per stream, however slow the server is: one under way and one that follows."""
     most: int = 64
     """Per stream, however fast it is: what one host may have in the server's memory."""
+    together: int = 32
+    """Of all streams, however slow the server is: from fewer it makes groups so small that it gets
+    even less done. A message each of four hosts that are behind."""
     target_s: float = 0.015
     """How long something may wait at the server, beyond what the quickest answers take."""
 
@@ -46,8 +49,9 @@ class Pacing:
             self._total *= 0.9
         else:
             self._total += max(1.0, 0.05 * self._total)
-        least, most = (n * max(1, streams) for n in (self._limits.least, self._limits.most))
-        self._total = min(max(self._total, least), most)
+        limits, streams = self._limits, max(1, streams)
+        least = max(limits.least * streams, limits.together)
+        self._total = min(max(self._total, least), limits.most * streams)
 
     def credit(self, streams: int) -> int:
         """Return what each of ``streams`` may have under way."""

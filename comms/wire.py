@@ -5,25 +5,29 @@ against the bytes that are there, the whole against ``MAX_DECODED``, images agai
 made where they were captured, fragments against the rules of ``codec.fragments.check``. A message
 that fails raises ``SpecError`` or ``DamageError`` and has cost no more memory than itself.
 
-Arrays are read without copying: they are read-only views of the message's bytes. Observation fields
-``[T, H, W, C]`` uint8 travel as images, one by one; everything else as plain arrays.
+Arrays are read without copying: they are read-only views of the message's bytes. Of a fragment the
+observation fields ``[T, H, W, C]`` uint8 travel as images, one by one; everything else is its
+record, the bytes that the replay buffer keeps.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
 
 import numpy as np
 
 from comms.pb import experience_pb2, types_pb2
 from user_system.codec import arrays, fragments, images
 from user_system.core.errors import DamageError
-from user_system.core.types import Array, Fragment, FragmentHeader, Purpose, Stream
+from user_system.core.types import Array, Fragment, FragmentHeader, Parcel
 
 MAX_DECODED = 64 << 20
 """Bytes that all arrays and images of one message may have decoded: four times the message."""
 
 MAX_PARTS = 4096
 """Arrays, images, fields or names in one message."""
+
+MAX_HEADER = 256 << 10
+"""Bytes of a record's JSON; parsed, it takes several times as many."""
 
 _STEPS = 10_000
 """Steps in one fragment; the edge sends four."""
@@ -97,21 +101,11 @@ def fragment_to_proto(fragment: Fragment, codec: images.Codec = "zstd") -> exper
     Raises:
         SpecError: an array that may not travel.
     """
-    seen = {name: a for name, a in fragment.observation.items() if _is_images(a)}
-    plain = {name: a for name, a in fragment.observation.items() if name not in seen}
+    seen = {n: a for n, a in fragment.observation.items() if fragments.is_image(a)}
     return experience_pb2.Fragment(
-        header=header_to_proto(fragment.header),
-        observation=named_to_proto(plain),
-        columns=named_to_proto({name: getattr(fragment, name) for name in fragments.COLUMNS}),
-        extras=named_to_proto(fragment.extras),
-        streams=[
-            experience_pb2.Stream(
-                name=name,
-                stamps=array_to_proto(stream.stamps, name),
-                values=array_to_proto(stream.values, name),
-            )
-            for name, stream in fragment.streams.items()
-        ],
+        source=_source(fragment.header),
+        sequence=fragment.header.sequence,
+        record=fragments.record(fragment),
         images=[
             _image_to_proto(name, row, image, codec)
             for name, rows in seen.items()
@@ -120,88 +114,33 @@ def fragment_to_proto(fragment: Fragment, codec: images.Codec = "zstd") -> exper
     )
 
 
-def fragment_from_proto(message: experience_pb2.Fragment) -> Fragment:
-    """Return the fragment in a message, checked.
+def unsendable_to_proto(header: FragmentHeader) -> experience_pb2.Fragment:
+    """Return a message in place of a fragment that cannot travel: it is refused by name."""
+    return experience_pb2.Fragment(source=_source(header), sequence=header.sequence)
+
+
+def fragment_from_proto(message: experience_pb2.Fragment) -> Parcel:
+    """Return the fragment in a message, checked, and its record.
 
     Raises:
         SpecError: it breaks a rule of fragments.
         DamageError: it is not what it claims to be.
     """
-    _check_claims(message)
-    columns = named_from_proto(message.columns)
-    if columns.keys() != fragments.COLUMNS.keys():
-        allowed = sorted(fragments.COLUMNS)
-        raise DamageError("fragment has the wrong columns", got=sorted(columns), allowed=allowed)
-    observation = named_from_proto(message.observation)
-    for name, stacked in _images_from_proto(message.images).items():
-        if name in observation:
-            raise DamageError("field is both array and images", got=name)
-        observation[name] = stacked
-    fragment = Fragment(
-        header=header_from_proto(message.header),
-        observation=observation,
-        extras=named_from_proto(message.extras),
-        streams=_streams_from_proto(message.streams),
-        **columns,
-    )
+    if not message.record:
+        raise DamageError("fragment came without its record: its host could not send it")
+    _check_images(message.images)
+    low = fragments.decode(message.record, max_bytes=MAX_DECODED, max_header=MAX_HEADER)
+    _check_claims(message, low)
+    seen = _images_from_proto(message.images)
+    if both := seen.keys() & low.observation.keys():
+        raise DamageError("field is both array and images", got=sorted(both))
+    fragment = replace(low, observation={**low.observation, **seen})
     fragments.check(fragment)
-    return fragment
+    return Parcel(fragment, message.record)
 
 
-def header_to_proto(header: FragmentHeader) -> experience_pb2.Header:
-    """Return a fragment's header as a message."""
-    return experience_pb2.Header(
-        source=experience_pb2.Source(producer=header.producer, epoch=header.epoch),
-        sequence=header.sequence,
-        run=header.run,
-        task=header.task,
-        episode=header.episode,
-        start=header.start,
-        purpose=int(header.purpose),  # type: ignore[arg-type]  # same numbers by contract
-        schema=header.schema,
-        robot=header.robot,
-        embodiment=header.embodiment,
-        boot=header.boot,
-        wall_ns=header.wall_ns,
-        wall_bound_ns=header.wall_bound_ns,
-        names=header.names,
-        success=header.success,
-        void_from=header.void_from,
-    )
-
-
-def header_from_proto(message: experience_pb2.Header) -> FragmentHeader:
-    """Return a fragment's header.
-
-    Raises:
-        DamageError: its purpose does not exist, or it has too many names.
-    """
-    limit(message.names, "names")
-    if int(message.purpose) not in set(Purpose):
-        raise DamageError("unknown purpose", got=int(message.purpose), allowed=list(Purpose))
-    return FragmentHeader(
-        producer=message.source.producer,
-        epoch=message.source.epoch,
-        sequence=message.sequence,
-        run=message.run,
-        task=message.task,
-        episode=message.episode,
-        start=message.start,
-        purpose=Purpose(message.purpose),
-        schema=message.schema,
-        robot=message.robot,
-        embodiment=message.embodiment,
-        boot=message.boot,
-        wall_ns=message.wall_ns,
-        wall_bound_ns=message.wall_bound_ns,
-        names=tuple(message.names),
-        success=message.success if message.HasField("success") else None,
-        void_from=message.void_from if message.HasField("void_from") else None,
-    )
-
-
-def _is_images(array: Array) -> bool:
-    return array.dtype == np.uint8 and array.ndim == 4 and array.size > 0
+def _source(header: FragmentHeader) -> experience_pb2.Source:
+    return experience_pb2.Source(producer=header.producer, epoch=header.epoch)
 
 
 def _image_to_proto(
@@ -243,32 +182,30 @@ def _images_from_proto(messages: Sequence[experience_pb2.Image]) -> dict[str, Ar
     return stacked
 
 
-def _streams_from_proto(messages: Sequence[experience_pb2.Stream]) -> dict[str, Stream]:
-    streams: dict[str, Stream] = {}
-    for message in messages:
-        if message.name in streams:
-            raise DamageError("stream is named twice", got=message.name)
-        stamps, values = array_from_proto(message.stamps), array_from_proto(message.values)
-        streams[message.name] = Stream(stamps, values)
-    return streams
-
-
-def _check_claims(message: experience_pb2.Fragment) -> None:
-    """Add up what a fragment claims to hold before any of it is decoded."""
-    for part in (message.observation, message.columns, message.extras):
-        limit(part, "arrays")
-    limit(message.streams, "streams")
-    limit(message.images, "images")
-    # Arrays are as large as their bytes, which are here already; images grow when decoded.
-    total = sum(image.height * image.width * image.channels for image in message.images)
+def _check_images(messages: Sequence[experience_pb2.Image]) -> None:
+    """Add up what images claim to hold before any of them is decoded."""
+    limit(messages, "images")
+    total = sum(image.height * image.width * image.channels for image in messages)
     if total > MAX_DECODED:
         raise DamageError("fragment's images are too large", got=total, allowed=MAX_DECODED)
-    for column in message.columns:
-        if column.name == "executed" and column.array.shape and column.array.shape[0] > _STEPS:
-            raise DamageError("fragment is too long", got=column.array.shape[0], allowed=_STEPS)
 
 
-def limit(parts: Sequence[Any], what: str) -> None:
+def _check_claims(message: experience_pb2.Fragment, low: Fragment) -> None:
+    """Make sure that a record is the one that its message names, and no more than a record."""
+    header = low.header
+    names = (message.source.producer, message.source.epoch, message.sequence)
+    if names != (header.producer, header.epoch, header.sequence):
+        got = (header.producer, header.epoch, header.sequence)
+        raise DamageError("record is of another fragment", got=got, allowed=names)
+    for parts in (low.observation, low.extras, low.streams, header.names):
+        limit(parts, "arrays or names")
+    if inside := [name for name, array in low.observation.items() if fragments.is_image(array)]:
+        raise DamageError("images inside of a record", got=inside)
+    if len(low) > _STEPS:
+        raise DamageError("fragment is too long", got=len(low), allowed=_STEPS)
+
+
+def limit(parts: Sized, what: str) -> None:
     """Refuse a message with more than ``MAX_PARTS`` of something."""
     if len(parts) > MAX_PARTS:
         raise DamageError(f"message has too many {what}", got=len(parts), allowed=MAX_PARTS)

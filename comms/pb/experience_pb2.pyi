@@ -8,14 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HostMessage(_message.Message):
-    __slots__ = ("hello", "fragment", "lost")
+    __slots__ = ("hello", "fragments", "lost")
     HELLO_FIELD_NUMBER: _ClassVar[int]
-    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
-    fragment: Fragment
+    fragments: Fragments
     lost: Lost
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., fragments: _Optional[_Union[Fragments, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
+
+class Fragments(_message.Message):
+    __slots__ = ("fragments",)
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
+    fragments: _containers.RepeatedCompositeFieldContainer[Fragment]
+    def __init__(self, fragments: _Optional[_Iterable[_Union[Fragment, _Mapping]]] = ...) -> None: ...
 
 class Lost(_message.Message):
     __slots__ = ("source", "sequence", "reason")
@@ -92,56 +98,16 @@ class Refusal(_message.Message):
     def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Fragment(_message.Message):
-    __slots__ = ("header", "observation", "columns", "extras", "streams", "images")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
-    COLUMNS_FIELD_NUMBER: _ClassVar[int]
-    EXTRAS_FIELD_NUMBER: _ClassVar[int]
-    STREAMS_FIELD_NUMBER: _ClassVar[int]
-    IMAGES_FIELD_NUMBER: _ClassVar[int]
-    header: Header
-    observation: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
-    columns: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
-    extras: _containers.RepeatedCompositeFieldContainer[_types_pb2.NamedArray]
-    streams: _containers.RepeatedCompositeFieldContainer[Stream]
-    images: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., observation: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., columns: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., extras: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
-
-class Header(_message.Message):
-    __slots__ = ("source", "sequence", "run", "task", "episode", "start", "purpose", "schema", "robot", "embodiment", "boot", "wall_ns", "wall_bound_ns", "names", "success", "void_from")
+    __slots__ = ("source", "sequence", "record", "images")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    RUN_FIELD_NUMBER: _ClassVar[int]
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    EPISODE_FIELD_NUMBER: _ClassVar[int]
-    START_FIELD_NUMBER: _ClassVar[int]
-    PURPOSE_FIELD_NUMBER: _ClassVar[int]
-    SCHEMA_FIELD_NUMBER: _ClassVar[int]
-    ROBOT_FIELD_NUMBER: _ClassVar[int]
-    EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
-    BOOT_FIELD_NUMBER: _ClassVar[int]
-    WALL_NS_FIELD_NUMBER: _ClassVar[int]
-    WALL_BOUND_NS_FIELD_NUMBER: _ClassVar[int]
-    NAMES_FIELD_NUMBER: _ClassVar[int]
-    SUCCESS_FIELD_NUMBER: _ClassVar[int]
-    VOID_FROM_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     source: Source
     sequence: int
-    run: str
-    task: str
-    episode: str
-    start: int
-    purpose: _types_pb2.Purpose
-    schema: str
-    robot: str
-    embodiment: str
-    boot: str
-    wall_ns: int
-    wall_bound_ns: int
-    names: _containers.RepeatedScalarFieldContainer[str]
-    success: bool
-    void_from: int
-    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., run: _Optional[str] = ..., task: _Optional[str] = ..., episode: _Optional[str] = ..., start: _Optional[int] = ..., purpose: _Optional[_Union[_types_pb2.Purpose, str]] = ..., schema: _Optional[str] = ..., robot: _Optional[str] = ..., embodiment: _Optional[str] = ..., boot: _Optional[str] = ..., wall_ns: _Optional[int] = ..., wall_bound_ns: _Optional[int] = ..., names: _Optional[_Iterable[str]] = ..., success: _Optional[bool] = ..., void_from: _Optional[int] = ...) -> None: ...
+    record: bytes
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., record: _Optional[bytes] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("camera", "row", "height", "width", "channels", "codec", "data", "checksum")
@@ -162,16 +128,6 @@ class Image(_message.Message):
     data: bytes
     checksum: int
     def __init__(self, camera: _Optional[str] = ..., row: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ..., checksum: _Optional[int] = ...) -> None: ...
-
-class Stream(_message.Message):
-    __slots__ = ("name", "stamps", "values")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    STAMPS_FIELD_NUMBER: _ClassVar[int]
-    VALUES_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    stamps: _types_pb2.Array
-    values: _types_pb2.Array
-    def __init__(self, name: _Optional[str] = ..., stamps: _Optional[_Union[_types_pb2.Array, _Mapping]] = ..., values: _Optional[_Union[_types_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class LabelRequest(_message.Message):
     __slots__ = ("episode", "name", "version", "success", "values")

@@ -1,7 +1,7 @@
 """The ingest's benchmark: what is sent, what counts as acknowledged, and that it can say no."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from user_system.cluster.parse import dump
 from user_system.codec import fragments
 from user_system.core.errors import ConfigError, LinkError, StoreError
 from user_system.core.ports import Refused
-from user_system.core.types import Fragment
+from user_system.core.types import Fragment, Parcel
 from user_system.replay.store import Store
 
 GENEROUS_S = 60.0
@@ -170,7 +170,7 @@ class SlowStore(Store):
 
     seconds = 0.1
 
-    def append(self, fragments: list[Fragment]) -> Any:
+    def append(self, fragments: Sequence[Fragment | Parcel]) -> Any:
         time.sleep(self.seconds)
         return super().append(fragments)
 
@@ -229,7 +229,7 @@ def test_a_slow_disk_misses_the_goals(tmp_path, hz):
         SlowStore(tmp_path / "replay").open(create=True) as store,
         one_producer(store, tmp_path / "pki") as here,
     ):
-        got = ingest.run_load([here], LOAD, Clock(GENEROUS_S), Silent(), hz, 1.0)
+        got = ingest.run_load([here], time.process_time, LOAD, Clock(GENEROUS_S), Silent(), hz, 1.0)
         count = here.producer.count()
         assert store.expected("host-0", EPOCH) == count
     assert 0 < got.acked <= count

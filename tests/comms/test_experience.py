@@ -21,7 +21,7 @@ from comms.tunnel import DirectTunnel, Endpoints
 from user_system.codec import fragments as codec
 from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError
 from user_system.core.ports import Outbox, Refused
-from user_system.core.types import Array, Fragment
+from user_system.core.types import Array, Fragment, Parcel
 from user_system.edge.spool import Spool
 from user_system.replay.queue import Queue
 from user_system.replay.store import Store
@@ -50,13 +50,13 @@ class ModelIngest:
     def expected(self, producer: str, epoch: int) -> int:
         return self.next[producer, epoch]
 
-    def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
+    def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
         if self.fail():
             raise StoreError("the disk failed") from OSError(28, "No space left on device")
         refused = []
         with self.lock:
             self.commits.append(len(fragments))
-            for fragment in fragments:
+            for fragment in (parcel.fragment for parcel in fragments):
                 header = fragment.header
                 source = header.producer, header.epoch
                 if header.sequence != self.next[source]:
@@ -226,7 +226,7 @@ def test_what_is_put_arrives_and_is_forgotten(
 ) -> None:
     append = ingest.append
 
-    def like_a_disk(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+    def like_a_disk(fragments: Sequence[Parcel]) -> Sequence[Refused]:
         time.sleep(0.002)  # while it writes, what arrives next comes together
         return append(fragments)
 
@@ -427,7 +427,7 @@ def test_a_refusal_whose_answer_was_lost_is_set_aside_all_the_same(
     ingest.refuse = {("arm-1", 0, 1)}
     append, broken = ingest.append, threading.Event()
 
-    def then_break(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+    def then_break(fragments: Sequence[Parcel]) -> Sequence[Refused]:
         refused = append(fragments)
         if refused and not broken.is_set():
             broken.set()
@@ -538,8 +538,8 @@ def test_a_fragment_that_breaks_the_store_stops_no_other_host(
     """Whatever the store trips over: the other host goes on, even in the same group commit."""
     append = ingest.append
 
-    def trip(fragments: Sequence[Fragment]) -> Sequence[Refused]:
-        if any(f.header.producer == "arm-1" for f in fragments):
+    def trip(fragments: Sequence[Parcel]) -> Sequence[Refused]:
+        if any(p.fragment.header.producer == "arm-1" for p in fragments):
             raise ZeroDivisionError
         return append(fragments)
 
@@ -596,9 +596,9 @@ def test_a_gap_sends_the_host_back(
     lost = iter([True])
     append = ingest.append
 
-    def forgetful(fragments: Sequence[Fragment]) -> Sequence[Refused]:
-        drop = any(f.header.sequence == 3 for f in fragments) and next(lost, False)
-        return append([f for f in fragments if not (drop and f.header.sequence == 3)])
+    def forgetful(fragments: Sequence[Parcel]) -> Sequence[Refused]:
+        drop = any(p.fragment.header.sequence == 3 for p in fragments) and next(lost, False)
+        return append([p for p in fragments if not (drop and p.fragment.header.sequence == 3)])
 
     ingest.append = forgetful  # type: ignore[method-assign]
     for k in range(100):
@@ -645,7 +645,7 @@ def test_never_more_than_the_credit_is_under_way(
     gate = threading.Event()
     append = ingest.append
 
-    def slow(fragments: Sequence[Fragment]) -> Sequence[Refused]:
+    def slow(fragments: Sequence[Parcel]) -> Sequence[Refused]:
         gate.wait(GENEROUS_S)
         return append(fragments)
 

@@ -2,7 +2,7 @@
 
 from comms.pacing import Limits, Pacing
 
-LIMITS = Limits(least=2, most=64, target_s=0.015)
+LIMITS = Limits(least=2, most=64, together=8, target_s=0.015)
 
 
 def test_one_stream_may_have_all_there_is() -> None:
@@ -48,3 +48,11 @@ def test_a_disk_that_became_slow_is_understood() -> None:
     for _ in range(400):
         pacing.waited(0.39, 0.2, 4)
     assert pacing.credit(4) == 64
+
+
+def test_groups_stay_large_enough_to_be_worth_a_flush() -> None:
+    pacing = Pacing(Limits(least=2, most=64, together=32))
+    for _ in range(100):
+        pacing.waited(0.1, 0.002, 4)
+    assert pacing.credit(4) == 8
+    assert pacing.credit(60) == 2

@@ -1,6 +1,7 @@
 """The replay buffer's process: the only writer of its LMDB, fed by the experience service."""
 
 import shutil
+import sys
 
 from comms.experience_service import ExperienceService
 from comms.serving import serve
@@ -10,9 +11,15 @@ from user_system.cluster.process import Life, run
 from user_system.core.errors import MissingError
 from user_system.replay.store import Store
 
+_SWITCH_S = 0.0002
+"""How long a thread may keep the interpreter when another one wants it."""
+
 
 def main(config: ReplayHostConfig, life: Life) -> None:
     """Store what arrives until told to stop."""
+    # Who commits gives up the interpreter at every call into LMDB. Whoever took it meanwhile, to
+    # make blocks or to serve a connection, must not keep it for the 5 ms that Python allows.
+    sys.setswitchinterval(_SWITCH_S)
     me, allow = dial.credentials(config.link), dial.allow_list(config.link)
     check_space(config)
     store = Store(

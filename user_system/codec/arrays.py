@@ -84,19 +84,23 @@ def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
 
 
 def unpack(
-    buffer: Buffer, *, max_bytes: int = MAX_BYTES
+    buffer: Buffer, *, max_bytes: int = MAX_BYTES, max_header: int = MAX_BYTES
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """Return (meta, arrays) of a message; the arrays are read-only views into ``buffer``.
 
     Args:
         buffer: exactly one message.
         max_bytes: refuse longer ones, and arrays that claim more, before touching them.
+        max_header: refuse longer headers before they are parsed.
 
     Raises:
         DamageError: these are not the bytes that ``pack`` wrote.
     """
     view = memoryview(buffer).toreadonly().cast("B")
     header_end = _check_prefix(view, max_bytes)
+    if header_end - _HEAD > max_header:
+        got = header_end - _HEAD
+        raise DamageError("message header is too long", got=got, allowed=f"{max_header} bytes")
     meta, table = _parse_header(bytes(view[_HEAD:header_end]))
     arrays: dict[str, Array] = {}
     end = header_end

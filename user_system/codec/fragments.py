@@ -5,12 +5,16 @@ by what they are: ``c/<column>``, ``o/<observation field>``, ``x/<extra>``, ``t/
 stream's stamps and ``v/<stream>`` for its values. Reading is without copies: the arrays of a
 decoded fragment are read-only views into the bytes it came from.
 
+A *record* is such a message of everything but the images, which are stored and sent by themselves.
+It is written where the fragment is recorded, and is what the head has on disk: one checksum covers
+it all the way.
+
 ``check`` belongs at trust boundaries: where a fragment is made, and where one arrives from outside.
 ``decode`` only makes sure that the parts are there and have the right types.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -77,14 +81,44 @@ def encode(fragment: Fragment) -> bytes:
     return arrays.pack({"fragment": _FORMAT, "header": header}, blocks)
 
 
-def decode(buffer: Buffer, *, max_bytes: int = arrays.MAX_BYTES) -> Fragment:
+def is_image(array: Array) -> bool:
+    """Return whether ``array`` ``[T, ...]`` is a stack of images."""
+    return array.dtype == np.uint8 and array.ndim == 4
+
+
+def low(fragment: Fragment) -> Fragment:
+    """Return a fragment without its images."""
+    fields = {n: values for n, values in fragment.observation.items() if not is_image(values)}
+    return replace(fragment, observation=fields)
+
+
+def record(fragment: Fragment) -> bytes:
+    """Return everything of a fragment but its images as bytes, for ``decode``.
+
+    Raises:
+        SpecError: an array has a dtype that may not travel.
+    """
+    return encode(low(fragment))
+
+
+def decode(
+    buffer: Buffer,
+    *,
+    max_bytes: int = arrays.MAX_BYTES,
+    max_header: int = arrays.MAX_BYTES,
+) -> Fragment:
     """Return the fragment in ``buffer``; its arrays are read-only views into it.
+
+    Args:
+        buffer: exactly one message.
+        max_bytes: refuse longer ones before touching them.
+        max_header: refuse longer headers; a parsed one takes several times its length.
 
     Raises:
         DamageError: these are not the bytes that ``encode`` wrote.
     """
-    meta, blocks = arrays.unpack(buffer, max_bytes=max_bytes)
-    if meta.get("fragment") != _FORMAT:
+    meta, blocks = arrays.unpack(buffer, max_bytes=max_bytes, max_header=max_header)
+    if meta.get("fragment") != _FORMAT or len(meta) != 2:
         raise DamageError("not a fragment", got=meta.get("fragment"), allowed=_FORMAT)
     parts: dict[str, dict[str, Array]] = {kind: {} for kind in "coxtv"}
     for key, array in blocks.items():

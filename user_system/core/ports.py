@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from user_system.core.types import Array, Fragment
+from user_system.core.types import Array, Fragment, Parcel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Ingest(Protocol):
     def expected(self, producer: str, epoch: int) -> int:
         """Return the next sequence wanted; everything below it is on disk."""
 
-    def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
+    def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
         """Store fragments in one group commit; when this returns they survive a power cut.
 
         A sequence stored before is skipped; one that leaves a gap is ignored (``expected`` says

@@ -211,6 +211,15 @@ class Fragment:
 
 
 @dataclass(frozen=True, slots=True)
+class Parcel:
+    """A fragment that was checked, beside its record: what the head stores as it came."""
+
+    fragment: Fragment
+    record: bytes
+    """Everything but the images, as ``codec.fragments.record`` wrote it where it was recorded."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a learner consumes. ``B`` rows; windows add a second axis ``L`` after it."""
 

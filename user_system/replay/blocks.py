@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from user_system.codec import arrays
+from user_system.codec.fragments import is_image
 from user_system.core.errors import DamageError
 from user_system.core.types import Array, Fragment
 from user_system.replay.entries import identity
-from user_system.replay.schema import is_image
 
 STEP = (
     "executed",

@@ -6,14 +6,14 @@ fragment it belongs to, under its checksum.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import xxhash
 
 from user_system.codec import arrays, fragments
 from user_system.codec import images as image_codecs
 from user_system.core.errors import SpecError
-from user_system.core.types import Fragment, FragmentHeader
+from user_system.core.types import Fragment, FragmentHeader, Parcel
 from user_system.replay import images
 from user_system.replay.schema import Schema
 from user_system.replay.tables import U64
@@ -27,50 +27,56 @@ class Entry:
     """A fragment encoded outside the transaction, or the reason why it will never be."""
 
     fragment: Fragment
-    """Its images are not looked at any more."""
+    """Without its images, unless it is refused."""
     source: bytes
     """Key of (producer, epoch); empty where they fit none."""
     refusal: str = ""
     schema: Schema | None = None
     record: bytes = b""
-    images: Sequence[tuple[int, int, bytes]] = ()
-    """(camera, group, value) of each."""
+    values: Sequence[images.Value] = ()
+    """Of its images."""
 
     @property
     def size(self) -> int:
         """Bytes of the record and the images."""
-        return len(self.record) + sum(len(value) for _, _, value in self.images)
+        return len(self.record) + sum(len(value.data) for value in self.values)
 
 
-def prepare(fragment: Fragment, codecs: Mapping[str, image_codecs.Codec]) -> Entry:
-    """Return a fragment checked and encoded, or refused."""
+def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]) -> Entry:
+    """Return a fragment checked and encoded, or refused; a parcel is both already."""
+    fragment = arrived.fragment if isinstance(arrived, Parcel) else arrived
     source = b""
     try:
         key = source_key(fragment.header.producer, fragment.header.epoch)
         if not 0 <= fragment.header.sequence < (1 << 64) - 1:
             raise SpecError("not a sequence", got=fragment.header.sequence, allowed="0..2^64 - 2")
         source = key
-        fragments.check(fragment)
+        parcel = arrived if isinstance(arrived, Parcel) else _parcel(arrived)
         _check_size(fragment)
-        schema = Schema.of(fragment)
-        low = {name: fragment.observation[name] for name in schema.fields}
-        record = fragments.encode(replace(fragment, observation=low))
-        if len(record) > arrays.MAX_BYTES:
+        if len(parcel.record) > arrays.MAX_BYTES:
             # Readers would take it for damage.
-            raise SpecError("record is too large", got=len(record), allowed=arrays.MAX_BYTES)
+            raise SpecError("record is too large", got=len(parcel.record), allowed=arrays.MAX_BYTES)
+        schema = Schema.of(fragment)
         pixels = list(images.values(fragment, identity(fragment.header), schema, codecs))
     except SpecError as error:
         return Entry(fragment, source, str(error))
-    return Entry(fragment, source, "", schema, record, pixels)
+    return Entry(fragments.low(parcel.fragment), source, "", schema, parcel.record, pixels)
 
 
-def adopt(record: bytes, schema: Schema, values: Sequence[tuple[int, int, bytes]]) -> Entry:
+def _parcel(fragment: Fragment) -> Parcel:
+    """Return a fragment that somebody made here, checked; its arrays stay theirs to change."""
+    fragments.check(fragment)
+    record = fragments.record(fragment)
+    return Parcel(fragments.decode(record), record)
+
+
+def adopt(record: bytes, schema: Schema, values: Sequence[images.Value]) -> Entry:
     """Return an entry of a fragment that another store holds, with what it holds of its images.
 
     Args:
         record: as it is stored there.
         schema: of its rows.
-        values: camera, group and value of its images.
+        values: of its images.
 
     Raises:
         DamageError: the record is not one.

@@ -24,7 +24,7 @@ so that images begin at ``LEAD`` modulo 64, a cache line of the file.
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -68,15 +68,33 @@ def parse_key(data: bytes) -> tuple[int, int, int]:
     return offset, camera, group
 
 
+class Value(NamedTuple):
+    """One value, as it was made."""
+
+    camera: int
+    group: int
+    codec: codecs.Codec
+    data: bytes
+    table: Array
+    """``[n]`` of ``ENTRY``: length and checksum of each image."""
+
+    @classmethod
+    def of(cls, group: "Group") -> "Value":
+        """Return a value that was taken apart, copied."""
+        table = np.empty(len(group), ENTRY)
+        table["length"], table["checksum"] = group.lengths, group.checksums
+        return cls(group.camera, group.number, group.codec, bytes(group.data), table)
+
+
 def values(
     fragment: Fragment, identity: int, schema: Schema, codec_of: Mapping[str, codecs.Codec]
-) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (camera, group, value) of all images of a fragment."""
+) -> Iterator[Value]:
+    """Yield the values of all images of a fragment."""
     for camera, (name, shape) in enumerate(schema.images.items()):
         rows, count, codec = fragment.observation[name], per_group(shape), codec_of.get(name, "raw")
         for group, start in enumerate(range(0, len(rows), count)):
             encoded = [codecs.encode(row, codec) for row in rows[start : start + count]]
-            yield camera, group, _value((identity, camera, group), codec, shape, encoded)
+            yield _value((identity, camera, group), codec, shape, encoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +208,7 @@ def parse(data: Any, shape: Shape, of: tuple[int, int, int] | None = None) -> Gr
     return found
 
 
-def repack(group: Group, identity: int, camera: int, number: int) -> bytes:
+def repack(group: Group, identity: int, camera: int, number: int) -> Value:
     """Return a value with the images of ``group`` as they are encoded.
 
     Raises:
@@ -240,14 +258,16 @@ def first_image(count: int) -> int:
 
 def _value(
     of: tuple[int, int, int], codec: codecs.Codec, shape: Shape, encoded: list[bytes]
-) -> bytes:
-    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY).tobytes()
+) -> Value:
+    table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY)
     first = first_image(len(encoded))
     identity, camera, group = of
     number = codecs.CODECS.index(codec)
-    head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first) + table
+    head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first)
+    head += table.tobytes()
     parts = [_SUM.pack(*_digest(head)), head, bytes(first - _SUM.size - len(head)), *encoded]
-    return b"".join([*parts, bytes(max(0, SMALLEST - sum(map(len, parts))))])
+    parts.append(bytes(max(0, SMALLEST - sum(map(len, parts)))))
+    return Value(camera, group, codec, b"".join(parts), table)
 
 
 def _digest(data: Any) -> tuple[int]:

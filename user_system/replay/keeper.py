@@ -3,13 +3,16 @@
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
 from user_system.core.errors import UserSystemError
+from user_system.core.types import Fragment
 from user_system.replay import tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env, Txn
 from user_system.replay.index import read_fragments
 from user_system.replay.pinning import Pinning
+from user_system.replay.recent import Recent, Stored
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class Keeper:
     def __init__(self, env: Env, pinning: Pinning):
         self._env = env
         self._pinning = pinning
+        self._recent = Recent()
         self._behind = 0
         """Steps that were appended here and are not in blocks yet."""
         self._due = threading.Event()
@@ -63,10 +67,11 @@ class Keeper:
         except UserSystemError as error:
             log.error("%s is left with a part that is not in blocks: %s", self._env.path, error)
 
-    def appended(self, steps: int) -> None:
-        """Count steps that were stored."""
+    def appended(self, stored: Sequence[Stored]) -> None:
+        """Hear what a transaction stored."""
+        self._recent.add(stored)
         with self._counting:
-            self._behind += steps
+            self._behind += sum(len(each.fragment) for each in stored)
             behind = self._behind
         if behind >= BLOCK_STEPS:
             self._due.set()
@@ -108,13 +113,10 @@ class Keeper:
         with self._env.read() as txn:
             start = tables.blocked(txn, self._env)
             stop = tables.peek(txn, self._env, "offset")
-        found, steps = [], 0
-        for offset, fragment in read_fragments(self._env, start, stop):
-            found.append((offset, fragment))
-            steps += len(fragment)
-            if steps >= BLOCK_STEPS:
-                break
-        if steps < BLOCK_STEPS:
+            found = self._remembered(txn, start, stop)
+        if found is None:
+            found = self._read(start, stop)
+        if not found:
             return 0
         end = found[-1][0] + 1
         schemas = sorted({fragment.header.schema for _, fragment in found})
@@ -128,4 +130,26 @@ class Keeper:
                 tables.put_block(txn, self._env, start, part, end, block)
 
         self._env.write(work)
-        return steps
+        self._recent.forget(end)
+        return sum(len(fragment) for _, fragment in found)
+
+    def _remembered(self, txn: Txn, start: int, stop: int) -> list[tuple[int, Fragment]] | None:
+        """Return the next block's worth of what was appended here; none where it is too little.
+
+        None where it cannot be made of that: some was not kept, or was removed meanwhile.
+        """
+        found = self._recent.since(start, stop, BLOCK_STEPS)
+        if not found:
+            return found
+        there = sum(1 for _ in tables.numbers(txn, self._env, "log", start, found[-1][0] + 1))
+        return found if there == len(found) else None
+
+    def _read(self, start: int, stop: int) -> list[tuple[int, Fragment]]:
+        """Return the next block's worth of the log; none where there are too few steps."""
+        found, steps = [], 0
+        for offset, fragment in read_fragments(self._env, start, stop):
+            found.append((offset, fragment))
+            steps += len(fragment)
+            if steps >= BLOCK_STEPS:
+                return found
+        return []

@@ -13,7 +13,7 @@ where it does not match, the value itself is asked for.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,16 +57,14 @@ def of(group: images.Group, position: int) -> Place:
     return Place(group.camera, group.number, group.codec, starts, group.lengths, group.checksums)
 
 
-def encode(identity: int, places: Sequence[Place]) -> bytes:
-    """Return what ``decode`` reads."""
+def encode(identity: int, placed: Iterable[tuple[images.Value, int]]) -> bytes:
+    """Return what ``decode`` reads, of values and the positions at which they lie."""
     parts = [_SUM.pack(identity)]
-    for place in places:
-        codec, first = codecs.CODECS.index(place.codec), int(place.starts[0])
-        count = len(place.starts)
-        parts.append(_GROUP.pack(place.camera, place.group, codec, count, first, 0))
-        table = np.empty(count, images.ENTRY)
-        table["length"], table["checksum"] = place.lengths, place.checksums
-        parts.append(table.tobytes())
+    for value, position in placed:
+        codec, count = codecs.CODECS.index(value.codec), len(value.table)
+        first = position + images.first_image(count)
+        parts.append(_GROUP.pack(value.camera, value.group, codec, count, first, 0))
+        parts.append(value.table.tobytes())
     body = b"".join(parts)
     return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
 

@@ -156,7 +156,7 @@ class _Copy:
         if schema is None:
             raise DamageError(f"schema {header.schema!r} is missing")
         values = [
-            (camera, number, value)
+            value
             for camera, number, data in self._images(txn, offset)
             if (value := self._image_value(entries.identity(header), camera, number, data, schema))
         ]
@@ -172,8 +172,8 @@ class _Copy:
 
     def _image_value(
         self, identity: int, camera: int, number: int, data: memoryview, schema: Schema
-    ) -> bytes:
-        """Return a value as today's format has it; empty where it is not readable."""
+    ) -> images.Value | None:
+        """Return a value as today's format has it; None where it is not readable."""
         try:
             if self._format == legacy.FORMAT:
                 return images.repack(legacy.parse_group(data), identity, camera, number)
@@ -181,11 +181,11 @@ class _Copy:
             group = images.parse(data, shape, (identity, camera, number))
             for i in range(len(group)):
                 group.bytes(i)
-            return bytes(data)
+            return images.Value.of(group)
         except (DamageError, IndexError) as error:
             self._damaged += 1
             log.error("images of %s are left out: %s", self._env.path, error)
-            return b""
+            return None
 
     def _copy_labels(self) -> None:
         with self._env.read() as txn:

@@ -227,10 +227,10 @@ class _Copy:
         places = self._found.groups.get(identity, {})
         values = []
         sound = 0
-        for (camera, number), place in sorted(places.items()):
-            value = pages.read(self._handle, *place)
-            values.append((camera, number, value))
-            sound += _count_sound(images.Group.parse(value))
+        for _, place in sorted(places.items()):
+            group = images.Group.parse(pages.read(self._handle, *place))
+            values.append(images.Value.of(group))
+            sound += _count_sound(group)
         self._images += sound
         self._lost_images += record.observations * len(schema.images) - sound
         data = pages.read(self._handle, record.position, record.length)

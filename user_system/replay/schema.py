@@ -8,10 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from user_system.codec.fragments import is_image
 from user_system.core.errors import DamageError, SpecError
-from user_system.core.types import Array, Fragment
+from user_system.core.types import Fragment
 
 Shape = tuple[int, ...]
 _MAX_SIDE = (1 << 16) - 1
@@ -99,8 +98,3 @@ class Schema:
 def _rows(schema: Schema) -> dict[str, tuple[str, Shape]]:
     images = {name: ("uint8", shape) for name, shape in schema.images.items()}
     return {**schema.fields, **images}
-
-
-def is_image(array: Array) -> bool:
-    """Return whether ``array`` ``[T, ...]`` is a stack of images."""
-    return array.dtype == np.uint8 and array.ndim == 4

@@ -9,14 +9,16 @@ from pathlib import Path
 from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
-from user_system.core.types import Array, Fragment
+from user_system.core.types import Array, Fragment, Parcel
 from user_system.replay import entries, images, labels, layout, mapped, places, tables
+from user_system.replay.books import Books
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
 from user_system.replay.ledger import Ledger
 from user_system.replay.order import Order
 from user_system.replay.pinning import LIMIT_S, Pinning
+from user_system.replay.recent import Stored
 from user_system.replay.retention import Limits, Retention
 from user_system.replay.schema import Schema
 from user_system.replay.tables import KIND, TABLES, U64
@@ -32,7 +34,7 @@ class _Outcome:
     """What one transaction did."""
 
     refused: list[Refused] = field(default_factory=list)
-    fragments: int = 0
+    stored: list[Stored] = field(default_factory=list)
     steps: int = 0
     duplicates: int = 0
     gaps: int = 0
@@ -43,7 +45,7 @@ class _Outcome:
     def counts(self) -> dict[str, int]:
         """Return how many of each."""
         return {
-            "appended_fragments": self.fragments,
+            "appended_fragments": len(self.stored),
             "appended_steps": self.steps,
             "duplicates": self.duplicates,
             "gaps": self.gaps,
@@ -131,10 +133,13 @@ class Store:
     def expected(self, producer: str, epoch: int) -> int:
         """Return the next sequence wanted; everything below it is on disk."""
         with self.env.read() as txn:
-            return self._expected(txn, source_key(producer, epoch))
+            return Books(txn, self.env).expected(source_key(producer, epoch))
 
-    def append(self, fragments: Sequence[Fragment]) -> Sequence[Refused]:
-        """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``."""
+    def append(self, fragments: Sequence[Fragment | Parcel]) -> Sequence[Refused]:
+        """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``.
+
+        A parcel is stored as it came: whoever made it has checked it.
+        """
         ready = [entries.prepare(fragment, self._codecs) for fragment in fragments]
         outcome = self.env.write(lambda txn: self._append(txn, ready))
         self._took(outcome)
@@ -150,16 +155,15 @@ class Store:
         """
 
         def work(txn: Txn) -> _Outcome:
-            outcome = _Outcome()
+            outcome, books = _Outcome(), Books(txn, self.env)
             for item in ready:
-                if item.fragment.header.sequence < self._expected(txn, item.source):
+                if item.fragment.header.sequence < books.expected(item.source):
                     outcome.duplicates += 1
                     continue
                 if reason := self._unlike(txn, item, outcome):
                     raise SpecError(reason, todo="Take it into a store of its own.")
-                self._put(txn, item.source, item)
-                outcome.fragments += 1
-                outcome.steps += len(item.fragment)
+                self._put(txn, books, item, outcome)
+            books.write()
             return outcome
 
         self._took(self.env.write(work))
@@ -196,9 +200,11 @@ class Store:
         """
 
         def work(txn: Txn) -> None:
+            books = Books(txn, self.env)
             for source, number in expected.items():
-                if number > self._expected(txn, source):
-                    tables.put(txn, self.env, "next", source, U64.pack(number))
+                if number > books.expected(source):
+                    books.move(source, number)
+            books.write()
             for key, why in refused.items():
                 tables.put(txn, self.env, "refused", key, why)
 
@@ -209,9 +215,11 @@ class Store:
         source = source_key(refused.producer, refused.epoch)
 
         def work(txn: Txn) -> bool:
-            due = self._expected(txn, source) == refused.sequence
+            books = Books(txn, self.env)
+            due = books.expected(source) == refused.sequence
             if due:
-                self._refuse(txn, source, refused)
+                self._refuse(txn, books, source, refused)
+                books.write()
             return due
 
         skipped = self.env.write(work)
@@ -295,7 +303,7 @@ class Store:
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
             layout.write_schemas(self.env.path, self._schemas.values())
         self._order.took(outcome.moments)
-        self._keeper.appended(outcome.steps)
+        self._keeper.appended(outcome.stored)
         with self._lock:
             self._totals.update(outcome.counts())
 
@@ -305,25 +313,25 @@ class Store:
         """Take what is next of each source. Runs again where the map had to grow: no state."""
         outcome = _Outcome()
         self._retention.make_room(txn)
+        books = Books(txn, self.env)
         for item in ready:
             header, source = item.fragment.header, item.source
             if not source:
                 outcome.refused.append(_refused(item.fragment, item.refusal))
                 continue
-            expected = self._expected(txn, source)
+            expected = books.expected(source)
             if header.sequence < expected:
                 self._repeat(txn, source, item.fragment, outcome)
             elif header.sequence > expected:
                 outcome.gaps += 1
             elif reason := item.refusal or self._unfit(txn, item, outcome):
                 refused = _refused(item.fragment, reason)
-                self._refuse(txn, source, refused)
+                self._refuse(txn, books, source, refused)
                 outcome.refused.append(refused)
             else:
-                self._put(txn, source, item)
+                self._put(txn, books, item, outcome)
                 self._order.note(item.fragment, outcome.moments)
-                outcome.fragments += 1
-                outcome.steps += len(item.fragment)
+        books.write()
         return outcome
 
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
@@ -335,10 +343,10 @@ class Store:
         else:
             outcome.refused.append(_refused(fragment, why.decode()))
 
-    def _refuse(self, txn: Txn, source: bytes, refused: Refused) -> None:
+    def _refuse(self, txn: Txn, books: Books, source: bytes, refused: Refused) -> None:
         key = source + U64.pack(refused.sequence)
         tables.put(txn, self.env, "refused", key, refused.reason.encode())
-        tables.put(txn, self.env, "next", source, U64.pack(refused.sequence + 1))
+        books.move(source, refused.sequence + 1)
 
     def _unfit(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return why a fragment does not go with what is here."""
@@ -365,31 +373,21 @@ class Store:
             return str(error)
         return ""
 
-    def _put(self, txn: Txn, source: bytes, item: Entry) -> None:
-        offset = tables.count(txn, self.env, "offset")
+    def _put(self, txn: Txn, books: Books, item: Entry, outcome: _Outcome) -> None:
+        offset, table, placed = books.take_offset(), self.env.table("images"), []
         tables.append(txn, self.env, "log", U64.pack(offset), item.record)
-        for camera, group, value in item.images:
-            key = images.key(offset, camera, group)
-            tables.append(txn, self.env, "images", key, value)
-        self._note_places(txn, offset, item)
-        self._ledger.add(txn, offset, item.fragment, item.size)
-        following = U64.pack(item.fragment.header.sequence + 1)
-        tables.put(txn, self.env, "next", source, following)
-
-    def _note_places(self, txn: Txn, offset: int, item: Entry) -> None:
-        """Write down where the images lie, while their pages are at hand."""
-        found, table = [], self.env.table("images")
-        for camera, group, _ in item.images:
-            value = txn.get(images.key(offset, camera, group), db=table)
-            at = mapped.position(value)
-            found.append(places.of(images.Group.parse(value), at))
-        if found:
-            data = places.encode(entries.identity(item.fragment.header), found)
+        for value in item.values:
+            key = images.key(offset, value.camera, value.group)
+            tables.append(txn, self.env, "images", key, value.data)
+            # Where it lies is written down while its pages are at hand.
+            placed.append((value, mapped.position(txn.get(key, db=table))))
+        if placed:
+            data = places.encode(entries.identity(item.fragment.header), placed)
             tables.append(txn, self.env, "places", U64.pack(offset), data)
-
-    def _expected(self, txn: Txn, source: bytes) -> int:
-        stored = tables.get(txn, self.env, "next", source)
-        return 0 if stored is None else int(U64.unpack(stored)[0])
+        self._ledger.add(txn, offset, item.fragment, item.size)
+        books.move(item.source, item.fragment.header.sequence + 1)
+        outcome.stored.append(Stored(offset, item.fragment, len(item.record)))
+        outcome.steps += len(item.fragment)
 
 
 def _refused(fragment: Fragment, reason: str) -> Refused:

@@ -154,6 +154,15 @@ def entries(txn: Txn, env: Env, table: str, start: int) -> Iterator[tuple[int, A
         there = cursor.next()
 
 
+def numbers(txn: Txn, env: Env, table: str, start: int, stop: int) -> Iterator[int]:
+    """Yield the numbers in ``[start, stop)`` that are keys of a table, in order."""
+    cursor = txn.cursor(env.table(table))
+    there = cursor.set_range(U64.pack(start))
+    while there and (number := U64.unpack(cursor.key())[0]) < stop:
+        yield number
+        there = cursor.next()
+
+
 class BlockPlace(NamedTuple):
     """Where a block lies."""
 

@@ -6,7 +6,7 @@ the store is opened and must hold all of it.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +66,8 @@ class Answers:
     """Fragments that were acknowledged in that time."""
     ms: list[float] = field(default_factory=list)
     """How long each took that was submitted in that time."""
+    head_ms: float = 0.0
+    """Processor time of the head per acknowledged fragment."""
 
     @property
     def records_s(self) -> float:
@@ -104,7 +106,7 @@ def _measure(stage: Stage, load: Load, clock: Clock, shown: Shown) -> Sequence[F
             child.tell("connect", link=dump(head.link(host)), timeout_s=load.drain_s)
         for child in children:
             child.hear(clock.left())
-        drive = partial(run_load, children, load, clock, shown)
+        drive = partial(run_load, children, head.cpu_s, load, clock, shown)
         slow = drive(200.0, load.paced_s)
         fast = drive(1500.0, load.paced_s)
         measured = Measured(drive(0.0, load.flood_s), fast, slow, floor)
@@ -117,7 +119,13 @@ def _measure(stage: Stage, load: Load, clock: Clock, shown: Shown) -> Sequence[F
 
 
 def run_load(
-    children: Sequence[Child], load: Load, clock: Clock, shown: Shown, hz: float, seconds: float
+    children: Sequence[Child],
+    cpu_s: Callable[[], float],
+    load: Load,
+    clock: Clock,
+    shown: Shown,
+    hz: float,
+    seconds: float,
 ) -> Answers:
     """Have all producers send ``hz`` records per second in all, as many as credit allows for 0."""
     shown.step(f"{hz:.0f} records/s" if hz else "records as fast as credit allows")
@@ -129,12 +137,16 @@ def run_load(
         child.ask("begin", clock.left(), hz=each, at_ns=at)
     since = start + int(load.warm_s * SECOND)
     until = since + int(seconds * SECOND)
+    time.sleep(max(0.0, (since - time.monotonic_ns()) / SECOND))
+    cpu = cpu_s()
     time.sleep(max(0.0, (until - time.monotonic_ns()) / SECOND))
+    cpu = cpu_s() - cpu
     for child in children:
         child.tell("end", since_ns=since, until_ns=until, timeout_s=load.drain_s)
     found = [child.hear(clock.left()) for child in children]
     times = list(chain.from_iterable(answer["ms"] for answer in found))
-    return Answers(seconds, sum(answer["acked"] for answer in found), times)
+    acked = sum(answer["acked"] for answer in found)
+    return Answers(seconds, acked, times, 1e3 * cpu / max(1, acked))
 
 
 def check_stored(path: Path, acked: dict[str, int]) -> None:
@@ -151,7 +163,10 @@ def check_stored(path: Path, acked: dict[str, int]) -> None:
 def figures(measured: Measured) -> list[Figure]:
     """Return what all loads came to."""
     flood = measured.flood
-    seen = f"{len(flood.ms)} records of 30 KiB, 4 producers, {flood.seconds:g} s"
+    seen = (
+        f"{len(flood.ms)} records of 30 KiB, 4 producers, {flood.seconds:g} s; "
+        f"{flood.head_ms:.2f} ms of processor time at the head for each"
+    )
     return [
         judged(IDS[0], flood.records_s, RECORDS, "records/s", reference=measured.floor, note=seen),
         judged(

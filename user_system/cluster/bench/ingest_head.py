@@ -89,6 +89,12 @@ class Head:
         """Its process."""
         return self._process.pid if self._process is not None else 0
 
+    def cpu_s(self) -> float:
+        """Return the processor time that it has taken so far."""
+        # The name in parentheses may hold spaces; user and system time are fields 14 and 15.
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     @property
     def _log(self) -> Path:
         return self._directory / "replay.log"
