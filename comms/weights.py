@@ -259,7 +259,7 @@ class WeightFetcher:
             parts.cancel()
 
     def _collect(self, row: TensorEntry, parts: Iterator[pb.TensorPart]) -> bytes:
-        size = arrays.checked_size(row.dtype, row.shape, arrays.MAX_BYTES)
+        size = arrays.checked_size(row.dtype, tuple(row.shape), arrays.MAX_BYTES)
         buffer = self._partial.setdefault(row.hash, bytearray())
         while True:
             part = next(parts, None)

@@ -164,13 +164,14 @@ def _images_from_proto(messages: Sequence[experience_pb2.Image]) -> dict[str, Ar
     """Return camera -> ``[rows, H, W, C]``; all rows of a camera must be there, in one shape."""
     seen: dict[str, dict[int, Array]] = {}
     for message in messages:
-        if images.checksum(message.data) != message.checksum:
+        data = message.data  # a copy each time that it is asked for
+        if images.checksum(data) != message.checksum:
             raise DamageError("image checksum does not match", got=(message.camera, message.row))
         shape = (message.height, message.width, message.channels)
         rows = seen.setdefault(message.camera, {})
         if message.row in rows:
             raise DamageError("image comes twice", got=(message.camera, message.row))
-        rows[message.row] = images.decode(message.data, message.codec, shape)  # type: ignore[arg-type]  # checked there
+        rows[message.row] = images.decode(data, message.codec, shape)  # type: ignore[arg-type]  # checked there
     stacked: dict[str, Array] = {}
     for camera, rows in seen.items():
         shapes = {image.shape for image in rows.values()}
@@ -178,7 +179,8 @@ def _images_from_proto(messages: Sequence[experience_pb2.Image]) -> dict[str, Ar
             raise DamageError(
                 f"images of camera {camera!r} do not stack", got=(sorted(rows), sorted(shapes))
             )
-        stacked[camera] = np.stack([rows[row] for row in range(len(rows))])
+        ordered = [rows[row] for row in range(len(rows))]
+        stacked[camera] = np.stack(ordered) if len(ordered) > 1 else ordered[0][np.newaxis]
     return stacked
 
 

@@ -180,7 +180,7 @@ def manifest_from_proto(message: weights_pb2.Manifest) -> Manifest:
         for row in message.tensors
     )
     for row in rows:
-        arrays.checked_size(row.dtype, row.shape, MAX_TENSOR)
+        arrays.checked_size(row.dtype, tuple(row.shape), MAX_TENSOR)
     hashes = [message.hash, *(row.hash for row in rows)]
     if not all(_HASH.fullmatch(text) for text in hashes):
         raise SpecError("manifest holds something that is no sha256")

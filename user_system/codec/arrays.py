@@ -167,7 +167,7 @@ def checked_size(dtype: object, shape: object, max_bytes: int = MAX_BYTES) -> in
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise DamageError("unknown array dtype", got=dtype, allowed=", ".join(sorted(DTYPES)))
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_DIMS:
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMS:
         raise DamageError("array shape is not a short list", got=shape)
     size = claimed = _LITTLE[dtype].itemsize
     for n in shape:

@@ -56,14 +56,11 @@ _BOUNDS = {
 _FIELDS = tuple(field.name for field in fields(FragmentHeader))
 
 
-def _known(enum: type[IntEnum]) -> Array:
-    """Return for each byte whether it is a member: ten times as fast as ``np.isin``."""
-    known = np.zeros(256, bool)
-    known[list(enum)] = True
-    return known
-
-
-_LABELS = (("segment", _known(Segment), Segment), ("end", _known(End), End))
+_DTYPES = {name: np.dtype(dtype) for name, dtype in COLUMNS.items()}
+_LABELS: tuple[tuple[str, type[IntEnum], frozenset[int]], ...] = (
+    ("segment", Segment, frozenset(map(int, Segment))),
+    ("end", End, frozenset(map(int, End))),
+)
 
 
 def encode(fragment: Fragment) -> bytes:
@@ -211,9 +208,9 @@ def _check_header(fragment: Fragment) -> None:
 
 
 def _check_dtypes(fragment: Fragment) -> None:
-    for name, dtype in COLUMNS.items():
+    for name, dtype in _DTYPES.items():
         got = getattr(fragment, name).dtype
-        if got != np.dtype(dtype):
+        if got != dtype:
             _refuse(fragment, f"column {name} has the wrong dtype", got, dtype)
     for kind in ("observation", "extras"):
         for name, array in getattr(fragment, kind).items():
@@ -242,18 +239,23 @@ def _check_rows(fragment: Fragment) -> None:
 
 
 def _check_labels(fragment: Fragment) -> None:
-    for name, known, enum in _LABELS:
-        if not known[getattr(fragment, name)].all():
-            _refuse(fragment, f"unknown {name}", getattr(fragment, name).tolist(), list(enum))
-    if (fragment.end[:-1] != End.NONE).any():
-        _refuse(fragment, "only the last step may end", fragment.end.tolist(), "0, 0, ..., end")
+    # As lists: for a few steps each of NumPy's reductions takes longer than all of this.
+    for name, enum, known in _LABELS:
+        labels = getattr(fragment, name).tolist()
+        if not known.issuperset(labels):
+            _refuse(fragment, f"unknown {name}", labels, list(enum))
+    ends = fragment.end.tolist()
+    if any(end != End.NONE for end in ends[:-1]):
+        _refuse(fragment, "only the last step may end", ends, "0, 0, ..., end")
     for name in ("policy", "operator"):
-        if getattr(fragment, name).max() >= len(fragment.header.names):
+        indexes = getattr(fragment, name).tolist()
+        if max(indexes) >= len(fragment.header.names):
             top = len(fragment.header.names) - 1
-            _refuse(fragment, f"{name} index", getattr(fragment, name).tolist(), f"0..{top}")
+            _refuse(fragment, f"{name} index", indexes, f"0..{top}")
     for name in ("version", "chunk", "position"):
-        if getattr(fragment, name).min() < 0:
-            _refuse(fragment, f"{name} is negative", getattr(fragment, name).tolist(), ">= 0")
+        numbers = getattr(fragment, name).tolist()
+        if min(numbers) < 0:
+            _refuse(fragment, f"{name} is negative", numbers, ">= 0")
 
 
 def _check_finite(fragment: Fragment) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import xxhash
 
 from user_system.core.types import Fragment, FragmentHeader, Segment
@@ -85,7 +84,7 @@ class Ledger:
         """Enter one fragment that was stored at ``offset``."""
         header = fragment.header
         key = key_of(header.producer, header.epoch, header.episode)
-        segments = int(np.bitwise_or.reduce(1 << fragment.segment.astype(np.uint16)))
+        segments = sum(1 << segment for segment in set(fragment.segment.tolist()))
         old = self._get(txn, key)
         if old is None:
             self._begin(txn, header, key)
