@@ -105,7 +105,7 @@ class ExperienceClient:
 
     def _hold(self) -> None:
         """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
-        sources = [pb.Source(producer=p, epoch=e) for p, e in self._outbox.sources()]
+        sources = [self._source(*source) for source in self._outbox.sources()]
         session, hello = _Session(), pb.Hello(host=self._host, sources=sources)
         call = _stub(self._tunnel).Stream(self._requests(session, hello))
         session.on_end = call.cancel
@@ -121,6 +121,12 @@ class ExperienceClient:
             session.end()
             with self._lock:
                 self._session = None
+
+    def _source(self, producer: str, epoch: int) -> pb.Source:
+        """Return how a source is named to the replay: with the life that recorded it."""
+        first = self._outbox.read(producer, epoch, 0, 1)
+        boot = first[0].header.boot if first else ""
+        return pb.Source(producer=producer, epoch=epoch, boot=boot)
 
     def _exchange(self, session: "_Session", call: Call[pb.ReplayMessage]) -> None:
         """Hear Welcome, then acknowledgements, until the stream ends."""
@@ -317,6 +323,14 @@ class _Session:
             for answer in welcome.next:
                 source = (answer.source.producer, answer.source.epoch)
                 self._progress[source] = _Progress(answer.next, answer.next)
+            for stranger in welcome.strangers:
+                self._stuck.add((stranger.producer, stranger.epoch))
+                log.error(
+                    "%s/%d stays in the spool: the replay has fragments of that name from another "
+                    "process. Two robots share a name, or this spool was lost and the clock went "
+                    "back; give this robot another name",
+                    *(stranger.producer, stranger.epoch),
+                )
             self._changed.notify_all()
 
     def acknowledge(self, ack: pb.Ack) -> int:

@@ -190,9 +190,12 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             older.end(LinkError("this host has dialled again"))
 
     def _welcome(self, hello: pb.Hello) -> pb.ReplayMessage:
-        nexts = [self._next(source.producer, source.epoch) for source in hello.sources]
+        strangers = [s for s in hello.sources if self._strange(s)]
+        ours = [s for s in hello.sources if s not in strangers]
+        nexts = [self._next(source.producer, source.epoch) for source in ours]
         refusals = [_refusal(r) for answer in nexts for r in self._unheard(answer)]
-        welcome = pb.Welcome(next=nexts, credit=self._credit, refusals=refusals)
+        credit = self._credit
+        welcome = pb.Welcome(next=nexts, credit=credit, refusals=refusals, strangers=strangers)
         return pb.ReplayMessage(welcome=welcome)
 
     def _unheard(self, answer: pb.Next) -> Sequence[Refused]:
@@ -204,10 +207,16 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         source = pb.Source(producer=producer, epoch=epoch)
         return pb.Next(source=source, next=self._ingest.expected(producer, epoch))
 
+    def _strange(self, source: pb.Source) -> bool:
+        strange = self._ingest.strange(source.producer, source.epoch, source.boot)
+        if strange:
+            log.error("%s/%d is not of whoever began it", source.producer, source.epoch)
+        return strange
+
     def _read(self, stream: "_Stream", requests: Iterator[pb.HostMessage]) -> None:
         """Hand one host's fragments to the committer, in order, never more than its credit."""
         try:
-            sources: set[tuple[str, int]] = set()
+            sources: set[tuple[str, int, str]] = set()
             while stream.acquire():
                 message = next(requests, None)
                 if message is None:
@@ -216,10 +225,10 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
                     if number and not stream.acquire():
                         return
                     arrival = _Arrival(stream, part, time.monotonic())
-                    if arrival.key[:2] not in sources:
-                        # One that is no source must end this stream, not the commit of all hosts.
-                        self._ingest.expected(*arrival.key[:2])
-                        sources.add(arrival.key[:2])
+                    source = *arrival.key[:2], part.source.boot
+                    if source not in sources:
+                        self._require_own(part.source)
+                        sources.add(source)
                     self._arrivals.put(arrival)
         except UserSystemError as error:
             stream.end(error)
@@ -230,6 +239,21 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             stream.end(LinkError("unforeseen error at the replay; see its log"))
         finally:
             stream.end(None)
+
+    def _require_own(self, source: pb.Source) -> None:
+        """Make sure that a source is one, and nobody else's: this stream ends, no other.
+
+        Raises:
+            SpecError: it is not. Dialled again, the host hears of a stranger in Welcome.
+        """
+        if self._strange(source):
+            raise SpecError(
+                f"epoch {source.epoch} of {source.producer!r} was begun by another process",
+                got=f"boot {source.boot!r}",
+                allowed="the one that began it",
+                todo="Two robots share a name, or a host has lost its spool and its clock went "
+                "back: give this robot another name. Nothing of it was stored or forgotten.",
+            )
 
     def _parts(self, message: pb.HostMessage) -> Sequence[pb.Fragment | pb.Lost]:
         """Return what a message holds.

@@ -140,7 +140,8 @@ def fragment_from_proto(message: experience_pb2.Fragment) -> Parcel:
 
 
 def _source(header: FragmentHeader) -> experience_pb2.Source:
-    return experience_pb2.Source(producer=header.producer, epoch=header.epoch)
+    producer, epoch, boot = header.producer, header.epoch, header.boot
+    return experience_pb2.Source(producer=producer, epoch=epoch, boot=boot)
 
 
 def _image_to_proto(
@@ -195,9 +196,9 @@ def _check_images(messages: Sequence[experience_pb2.Image]) -> None:
 def _check_claims(message: experience_pb2.Fragment, low: Fragment) -> None:
     """Make sure that a record is the one that its message names, and no more than a record."""
     header = low.header
-    names = (message.source.producer, message.source.epoch, message.sequence)
-    if names != (header.producer, header.epoch, header.sequence):
-        got = (header.producer, header.epoch, header.sequence)
+    source = message.source
+    names = (source.producer, source.epoch, source.boot, message.sequence)
+    if names != (got := (header.producer, header.epoch, header.boot, header.sequence)):
         raise DamageError("record is of another fragment", got=got, allowed=names)
     for parts in (low.observation, low.extras, low.streams, header.names):
         limit(parts, "arrays or names")

@@ -42,12 +42,14 @@ class ReplayMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ("producer", "epoch")
+    __slots__ = ("producer", "epoch", "boot")
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
     producer: str
     epoch: int
-    def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    boot: str
+    def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ..., boot: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("host", "sources")
@@ -58,14 +60,16 @@ class Hello(_message.Message):
     def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("next", "credit", "refusals")
+    __slots__ = ("next", "credit", "refusals", "strangers")
     NEXT_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    STRANGERS_FIELD_NUMBER: _ClassVar[int]
     next: _containers.RepeatedCompositeFieldContainer[Next]
     credit: int
     refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
-    def __init__(self, next: _Optional[_Iterable[_Union[Next, _Mapping]]] = ..., credit: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ...) -> None: ...
+    strangers: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, next: _Optional[_Iterable[_Union[Next, _Mapping]]] = ..., credit: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., strangers: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Next(_message.Message):
     __slots__ = ("source", "next")

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class ModelIngest:
 
     def expected(self, producer: str, epoch: int) -> int:
         return self.next[producer, epoch]
+
+    def strange(self, producer: str, epoch: int, boot: str) -> bool:
+        began = self.stored[producer, epoch]
+        return bool(began and boot and began[0].header.boot != boot)
 
     def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
         if self.fail():
@@ -144,6 +149,13 @@ class ModelOutbox:
 
     def left(self) -> dict[Source, int]:
         return {source: len(kept) for source, kept in self.kept.items() if kept}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GENEROUS_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Head:
@@ -525,6 +537,49 @@ def test_a_producer_that_fits_no_key_ends_its_own_stream_only(
             good.wait_empty()
             assert time.monotonic() < deadline
         assert other.stats()["sessions"] == 1
+    head.stop()
+    store.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_robot_with_anothers_name_keeps_what_it_recorded(
+    tmp_path: Path,
+    credentials: Callable[[str], Credentials],
+    allow: AllowList,
+    make_fragment: Callable[..., Fragment],
+    caplog: pytest.LogCaptureFixture,
+    late: bool,
+) -> None:
+    """What the replay says of that name is no acknowledgement of what this host has."""
+
+    def lived(boot: str, sequence: int) -> Fragment:
+        made = make_fragment("arm-1", 7, sequence)
+        return replace(made, header=replace(made.header, boot=boot))
+
+    store = Store(tmp_path / "replay").open(create=True)
+    head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
+    port = head.start()
+    first, second = ModelOutbox(), ModelOutbox()
+    with client_of(port, first, credentials("host-1")):
+        for k in range(3):
+            first.put(lived("one", k))
+        first.wait_empty()
+        if not late:  # otherwise the stranger comes while its host is connected
+            for k in range(5):
+                second.put(lived("two", k))
+        with client_of(port, second, credentials("host-2"), "host-2") as other:
+            wait_until(lambda: other.stats()["connected"] == 1)
+            for k in range(5):
+                second.put(lived("two", k))
+            wait_until(lambda: other.stats()["stuck"] == 1)
+            second.put(make_fragment("arm-2", 0, 0))
+            wait_until(lambda: store.expected("arm-2", 0) == 1)
+        first.put(lived("one", 3))
+        first.wait_empty()
+    assert second.left() == {("arm-1", 7): 5}
+    assert second.aside == []
+    assert store.expected("arm-1", 7) == 4
+    assert "give this robot another name" in caplog.text
     head.stop()
     store.close()
 

@@ -9,9 +9,10 @@ from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.core.ports import Ingest, Refused
 from user_system.core.types import End, Segment
-from user_system.replay import layout
+from user_system.replay import layout, rewrite, salvage, tables
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
+from user_system.replay.tables import U64
 
 
 def test_a_store_is_an_ingest(store):
@@ -273,3 +274,53 @@ def test_schemas_are_kept_beside_the_file_whatever_happened_to_them(tmp_path, re
     (path / layout.SCHEMAS).write_text("{damaged")
     with Store(path).open():
         assert list(layout.read_schemas(path)) == ["s"]
+
+
+def lived(fragments, boot):
+    """Return fragments as another process would have recorded them."""
+    header = dataclasses.replace
+    return [header(f, header=header(f.header, boot=boot)) for f in fragments]
+
+
+def test_another_lifes_fragments_are_no_repeats(store, data, recorder):
+    """Two robots of one name, or a spool lost and a clock set back: nothing may pass for stored."""
+    mine, theirs = (lived(recorder().run_episode(12), boot) for boot in ("one", "two"))
+    assert store.append(mine[:2]) == []
+    assert not store.strange("arm", 1, "one")
+    assert store.strange("arm", 1, "two")
+    refused = store.append(theirs)
+    assert [r.sequence for r in refused] == [0, 1, 2]
+    assert "another process" in refused[0].reason
+    assert store.expected("arm", 1) == 2
+    assert store.append(mine[2:]) == []
+    assert data.count() == 12
+    assert store.stats()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("way", ["opened again", "compacted", "merged", "salvaged"])
+def test_whose_a_source_is_is_known_wherever_it_goes(tmp_path, recorder, way):
+    path = tmp_path / "replay"
+    with Store(path).open(create=True) as store:
+        store.append(lived(recorder().run_episode(8), "one"))
+    if way == "compacted":
+        rewrite.compact(path)
+    elif way == "merged":
+        rewrite.rewrite([path], tmp_path / "other")
+        path = tmp_path / "other"
+    elif way == "salvaged":
+        salvage.salvage(path, tmp_path / "other")
+        path = tmp_path / "other"
+    with Store(path).open() as store:
+        assert store.strange("arm", 1, "two")
+        assert not store.strange("arm", 1, "one")
+        assert store.expected("arm", 1) == 2
+
+
+def test_a_store_that_never_knew_whose_they_are_takes_them(store, recorder):
+    first, second = lived(recorder().run_episode(8), "one")
+    store.append([first])
+    key = b"arm\0" + U64.pack(1)
+    store.env.write(lambda txn: tables.put(txn, store.env, "next", key, U64.pack(1)))
+    assert not store.strange("arm", 1, "two")
+    assert store.append([second]) == []
+    assert store.strange("arm", 1, "two")

@@ -26,6 +26,12 @@ class Ingest(Protocol):
     def expected(self, producer: str, epoch: int) -> int:
         """Return the next sequence wanted; everything below it is on disk."""
 
+    def strange(self, producer: str, epoch: int, boot: str) -> bool:
+        """Return whether what is stored of (producer, epoch) is of another boot than this one.
+
+        Its numbers then say nothing about the fragments of this one, and none of these is stored.
+        """
+
     def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
         """Store fragments in one group commit; when this returns they survive a power cut.
 

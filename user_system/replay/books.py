@@ -1,8 +1,39 @@
 """Numbers that one transaction goes on from: read once, written once, however much it stores."""
 
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import xxhash
+
 from user_system.replay import tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.tables import U64
+
+_PROGRESS = struct.Struct(">QQ")
+SIZES = (U64.size, _PROGRESS.size)
+"""Bytes of a value of the table ``next``."""
+
+
+class Progress(NamedTuple):
+    """How far one source is."""
+
+    expected: int = 0
+    """The next sequence wanted."""
+    life: int = 0
+    """Of whoever began it, see ``life``; 0: not known."""
+
+    @classmethod
+    def parse(cls, value: bytes) -> "Progress":
+        """Return what a value of the table ``next`` says; older ones do not say whose it is."""
+        if len(value) == U64.size:
+            return cls(*U64.unpack(value))
+        return cls(*_PROGRESS.unpack(value))
+
+
+def life(boot: str) -> int:
+    """Return a number that tells one process that records from another; 0 for no name."""
+    return int(xxhash.xxh3_64_intdigest(boot)) or 1 if boot else 0
 
 
 class Books:
@@ -16,20 +47,37 @@ class Books:
     def __init__(self, txn: Txn, env: Env):
         self._txn, self._env = txn, env
         self._first = self._offset = tables.peek(txn, env, "offset")
-        self._expected: dict[bytes, int] = {}
+        self._known: dict[bytes, Progress] = {}
         self._moved: set[bytes] = set()
 
-    def expected(self, source: bytes) -> int:
-        """Return the next sequence of a source; see ``entries.source_key``."""
-        if source not in self._expected:
+    def of(self, source: bytes) -> Progress:
+        """Return how far a source is; see ``entries.source_key``."""
+        if source not in self._known:
             stored = tables.get(self._txn, self._env, "next", source)
-            self._expected[source] = 0 if stored is None else int(U64.unpack(stored)[0])
-        return self._expected[source]
+            self._known[source] = Progress() if stored is None else Progress.parse(stored)
+        return self._known[source]
 
-    def move(self, source: bytes, expected: int) -> None:
+    def expected(self, source: bytes) -> int:
+        """Return the next sequence of a source."""
+        return self.of(source).expected
+
+    def strange(self, source: bytes, boot: str) -> bool:
+        """Return whether what is stored of a source was recorded by another process."""
+        known, asked = self.of(source).life, life(boot)
+        return bool(known and asked and known != asked)
+
+    def move(self, source: bytes, expected: int, boot: str = "") -> None:
         """Say that everything of a source below ``expected`` is dealt with."""
-        self._expected[source] = expected
+        self._known[source] = Progress(expected, self.of(source).life or life(boot))
         self._moved.add(source)
+
+    def carry(self, sources: Mapping[bytes, Progress]) -> None:
+        """Take over how far sources were in another store, where they were further there."""
+        for source, there in sources.items():
+            here = self.of(source)
+            if there.expected > here.expected:
+                self._known[source] = Progress(there.expected, here.life or there.life)
+                self._moved.add(source)
 
     def take_offset(self) -> int:
         """Return the offset of the next entry of the log."""
@@ -41,4 +89,5 @@ class Books:
         if self._offset != self._first:
             tables.put(self._txn, self._env, "meta", b"offset", U64.pack(self._offset))
         for source in self._moved:
-            tables.put(self._txn, self._env, "next", source, U64.pack(self._expected[source]))
+            value = _PROGRESS.pack(*self._known[source])
+            tables.put(self._txn, self._env, "next", source, value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from user_system.codec import arrays, fragments
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError
-from user_system.replay import entries, images, layout, legacy, retention, tables, verify
+from user_system.replay import books, entries, images, layout, legacy, retention, tables, verify
 from user_system.replay.entries import Entry
 from user_system.replay.env import Env, Txn
 from user_system.replay.progress import Progress
@@ -125,7 +125,7 @@ class _Copy:
             if self._format != legacy.FORMAT:
                 self._copy_removals()
             with self._env.read() as txn:
-                self._store.carry(dict(self._sealed(txn, "next")), self._sealed_text(txn))
+                self._store.carry(self._progress_of(txn), self._sealed_text(txn))
         return self._damaged
 
     def _copy_from(self, start: int) -> int:
@@ -220,9 +220,9 @@ class _Copy:
             return legacy.peek(txn, self._env, "offset")
         return tables.peek(txn, self._env, "offset")
 
-    def _sealed(self, txn: Txn, table: str) -> Iterator[tuple[bytes, int]]:
-        for key, value in self._rows(txn, table):
-            yield key, int(U64.unpack(value)[0])
+    def _progress_of(self, txn: Txn) -> dict[bytes, books.Progress]:
+        rows = self._rows(txn, "next")
+        return {source: books.Progress.parse(value) for source, value in rows}
 
     def _sealed_text(self, txn: Txn) -> dict[bytes, bytes]:
         return dict(self._rows(txn, "refused"))

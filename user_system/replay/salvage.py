@@ -14,7 +14,7 @@ from pathlib import Path
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import FragmentHeader
-from user_system.replay import entries, images, layout, pages, retention, tables
+from user_system.replay import books, entries, images, layout, pages, retention, tables
 from user_system.replay.entries import Entry
 from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
@@ -62,7 +62,7 @@ class _Found:
     removals: dict[bytes, int] = field(default_factory=dict)
     """Entry that says what was removed -> when that was."""
     schemas: dict[str, Schema] = field(default_factory=dict)
-    expected: dict[bytes, int] = field(default_factory=dict)
+    expected: dict[bytes, books.Progress] = field(default_factory=dict)
 
 
 def salvage(
@@ -128,9 +128,9 @@ def _take_small(found: _Found, item: pages.Small) -> None:
         # How far each producer was; the table is not named, but the checksum covers the key.
         with contextlib.suppress(DamageError):
             value = tables.unseal(item.key, item.value)
-            if len(value) == tables.U64.size and item.key[-9:-8] == b"\0" and len(item.key) > 9:
-                number = tables.U64.unpack(value)[0]
-                found.expected[item.key] = max(number, found.expected.get(item.key, 0))
+            if len(value) in books.SIZES and item.key[-9:-8] == b"\0" and len(item.key) > 9:
+                progress = books.Progress.parse(value)
+                found.expected[item.key] = max(progress, found.expected.get(item.key, progress))
 
 
 def _take_large(found: _Found, item: pages.Large, handle: int) -> None:

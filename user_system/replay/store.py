@@ -9,9 +9,9 @@ from pathlib import Path
 from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
-from user_system.core.types import Array, Fragment, Parcel
+from user_system.core.types import Array, Fragment, FragmentHeader, Parcel
 from user_system.replay import entries, images, labels, layout, mapped, places, tables
-from user_system.replay.books import Books
+from user_system.replay.books import Books, Progress
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
@@ -135,6 +135,11 @@ class Store:
         with self.env.read() as txn:
             return Books(txn, self.env).expected(source_key(producer, epoch))
 
+    def strange(self, producer: str, epoch: int, boot: str) -> bool:
+        """Return whether somebody else records (producer, epoch); see ``core.ports.Ingest``."""
+        with self.env.read() as txn:
+            return Books(txn, self.env).strange(source_key(producer, epoch), boot)
+
     def append(self, fragments: Sequence[Fragment | Parcel]) -> Sequence[Refused]:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``.
 
@@ -191,7 +196,7 @@ class Store:
 
         self.env.write(work)
 
-    def carry(self, expected: Mapping[bytes, int], refused: Mapping[bytes, bytes]) -> None:
+    def carry(self, expected: Mapping[bytes, Progress], refused: Mapping[bytes, bytes]) -> None:
         """Know how far producers were elsewhere: what they sent there is not taken again.
 
         Args:
@@ -201,9 +206,7 @@ class Store:
 
         def work(txn: Txn) -> None:
             books = Books(txn, self.env)
-            for source, number in expected.items():
-                if number > books.expected(source):
-                    books.move(source, number)
+            books.carry(expected)
             books.write()
             for key, why in refused.items():
                 tables.put(txn, self.env, "refused", key, why)
@@ -319,6 +322,9 @@ class Store:
             if not source:
                 outcome.refused.append(_refused(item.fragment, item.refusal))
                 continue
+            if books.strange(source, header.boot):
+                outcome.refused.append(_refused(item.fragment, _stranger(header)))
+                continue
             expected = books.expected(source)
             if header.sequence < expected:
                 self._repeat(txn, source, item.fragment, outcome)
@@ -385,9 +391,15 @@ class Store:
             data = places.encode(entries.identity(item.fragment.header), placed)
             tables.append(txn, self.env, "places", U64.pack(offset), data)
         self._ledger.add(txn, offset, item.fragment, item.size)
-        books.move(item.source, item.fragment.header.sequence + 1)
+        header = item.fragment.header
+        books.move(item.source, header.sequence + 1, header.boot)
         outcome.stored.append(Stored(offset, item.fragment, len(item.record)))
         outcome.steps += len(item.fragment)
+
+
+def _stranger(header: FragmentHeader) -> str:
+    what = f"epoch {header.epoch} of {header.producer!r} was begun by another process"
+    return str(SpecError(what, got=f"boot {header.boot!r}", allowed="the one that began it"))
 
 
 def _refused(fragment: Fragment, reason: str) -> Refused:
