@@ -29,6 +29,7 @@ from user_system.core.types import (
     Purpose,
     Reading,
     Segment,
+    Stream,
     Weights,
 )
 
@@ -90,6 +91,18 @@ class Resettable(Protocol):
 
     def reset_scene(self, seed: int, options: Mapping[str, float]) -> None:
         """Place the objects anew, reproducibly from ``seed``; the robot stays where it is."""
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A robot with sensors at their own rates, those of ``RobotSpec.streams``."""
+
+    def samples(self) -> Mapping[str, Stream]:
+        """Return what came since the last call, oldest first, each sample once; never blocks.
+
+        Stamps are those of the sensor on the robot clock and increase from call to call. A stream
+        that has nothing new may be left out. Called at every tick.
+        """
 
 
 @runtime_checkable
