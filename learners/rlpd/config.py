@@ -55,6 +55,11 @@ class RlpdConfig:
     threads: int = 1
     """Torch threads of the learner's process."""
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that it draws from, for whoever checks a manifest."""
+        return tuple(self.mix)
+
     def __post_init__(self) -> None:
         _within("critic_subset", self.critic_subset, 1, self.critics)
         _within("batch", self.batch, len(self.mix), 1 << 20)

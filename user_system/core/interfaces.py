@@ -361,7 +361,8 @@ class LearnerPlugin(Protocol):
     """
 
     config_type: type
-    """A frozen dataclass; the manifest's ``config`` is parsed into it, strictly."""
+    """A frozen dataclass; the manifest's ``config`` is parsed into it, strictly. If it has
+    ``views``, names of views, these are looked up before anything runs."""
 
     def make_policy(self, spec: RobotSpec, config: Any) -> Policy:
         """Build the acting side for one kind of robot."""
