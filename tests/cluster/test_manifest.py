@@ -215,8 +215,6 @@ BAD = [
     ("    kind: rlpd",
      "    kind: rlpd\n    encoders: {front: {kind: resnet, config: {mod: joint}}}",
      "lab.yaml:13: learners.rlpd.encoders.front.config.mod: unknown key; got 'mod'"),
-    ("    kind: rlpd", "    kind: rlpd\n    replay: remote\n    encoders: {front: {kind: resnet}}",
-     "lab.yaml:12: learners.rlpd: encoders work beside the replay buffer's file"),
     ("    kind: rlpd", "    kind: rlpd\n    cache: 5",
      "lab.yaml:13: learners.rlpd.cache: wrong type; got 5; allowed: a number with a unit"),
     ("  pick: {learner: rlpd}", "  pick: {learner: rlpd}\n  idle: {learner: rlpd}",

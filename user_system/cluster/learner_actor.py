@@ -78,13 +78,14 @@ class LearnerActor:
     def _window(self, way: Tunnel) -> Iterator[Data]:
         """Yield the window on the replay buffer: its file, or a reader that has it."""
         config = self._config
+        encoders = {name: make_encoder(e) for name, e in config.encoders.items()}
         if config.access == "mmap":
             with reader(config.replay).open() as env:
                 yield ReplayData(
                     env,
                     seed=config.seed,
                     views=parse_views(config.views),
-                    encoders={name: make_encoder(e) for name, e in config.encoders.items()},
+                    encoders=encoders,
                     cache_bytes=config.cache_bytes,
                 )
             return
@@ -92,6 +93,8 @@ class LearnerActor:
             way,
             seed=config.seed,
             views=config.views,
+            encoders=encoders,
+            cache_bytes=config.cache_bytes,
             ahead=config.ahead,
             ahead_bytes=config.ahead_bytes,
             stopped=self._stop,

@@ -104,17 +104,11 @@ class LearnerEntry:
     encoders: Mapping[str, EncoderEntry] = field(default_factory=dict)
     """Camera -> the frozen encoder whose features come in place of its images."""
     cache_bytes: int = field(default=256 * 2**20, metadata={"min": 0})
-    """Memory for decoded images and features, shared by the cameras."""
+    """Memory for decoded images and features, shared by the cameras; over the network for features
+    only, for images come ready."""
     config: Any = field(default=None, metadata={"plugin": "learners"})
 
     def __post_init__(self) -> None:
-        if self.encoders and self.replay == "remote":
-            raise ConfigError(
-                "encoders work beside the replay buffer's file",
-                got="replay: remote",
-                allowed="replay: mmap",
-                todo="Move the learner to the head, or encode in the learner.",
-            )
         known = {**BUILT_IN, **self.views}
         # What a configuration says that it draws from is looked up before anything runs.
         for name in getattr(self.config, "views", ()):

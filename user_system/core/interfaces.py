@@ -287,7 +287,7 @@ class Data(Protocol):
 
 @runtime_checkable
 class Priorities(Protocol):
-    """Data that remembers how much each step matters to this learner: a window on this host has it.
+    """Data that remembers how much each step matters to this learner, as every window does.
 
     Draws with ``Weigh("priority")`` use it.
     """
