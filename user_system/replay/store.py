@@ -140,29 +140,37 @@ class Store:
         self._took(outcome)
         return outcome.refused
 
-    def adopt(self, ready: Sequence[Entry]) -> None:
+    def adopt(self, ready: Sequence[Entry]) -> Sequence[str]:
         """Store entries of another store, in order, as they are; what is missing is passed over.
 
         One that this store has already, by producer, epoch and sequence, is left out.
+
+        Returns:
+            What ``append`` would have said of those that go back in time; see ``order``.
 
         Raises:
             SpecError: one does not stack with what is here; nothing of this call is stored.
         """
 
-        def work(txn: Txn) -> _Outcome:
+        def work(txn: Txn) -> tuple[_Outcome, list[str]]:
             outcome = _Outcome()
+            late: list[str] = []
             for item in ready:
                 if item.fragment.header.sequence < self._expected(txn, item.source):
                     outcome.duplicates += 1
                     continue
                 if reason := self._unlike(txn, item, outcome):
                     raise SpecError(reason, todo="Take it into a store of its own.")
+                late += filter(None, [self._order.refusal(txn, item.fragment, outcome.moments)])
                 self._put(txn, item.source, item)
+                self._order.note(item.fragment, outcome.moments)
                 outcome.fragments += 1
                 outcome.steps += len(item.fragment)
-            return outcome
+            return outcome, late
 
-        self._took(self.env.write(work))
+        outcome, late = self.env.write(work)
+        self._took(outcome)
+        return late
 
     def adopt_labels(self, records: Sequence[bytes]) -> None:
         """Store labels of another store, in order, after those that are here."""
