@@ -248,6 +248,14 @@ class RobotSpec:
     streams: Mapping[str, StreamSpec] = field(default_factory=dict)
     """Sensors recorded at their own rates; the driver implements ``Sampled``."""
 
+    def __post_init__(self) -> None:
+        if taken := self.fields.keys() & self.streams.keys():
+            raise SpecError(
+                "a stream has the name of an observation",
+                got=", ".join(sorted(taken)),
+                allowed="another name: a draw has both",
+            )
+
     @property
     def fields(self) -> Mapping[str, Field]:
         """Observation fields and cameras together."""
