@@ -214,26 +214,45 @@ class RemoteData:
     def _take(self, kind: pb.DataKind, request: Draw) -> Batch:
         key = int(kind), data_wire.encode_draw(request)
         with self._lock:
-            answer = self._deliver(key)
-            if answer.batch is None:
+            answer = self._receive(key)
+            batch = None if answer.batch is None else self._encoded(request, answer.batch)
+            self._count(answer)
+            if batch is None:
                 raise StoreError("the replay reader answered a draw without a batch")
             self._figures["draws"] += 1
             self._go_on(key, answer.size)
-            return self._features.put(request, answer.batch)
+            return batch
+
+    def _encoded(self, request: Draw, batch: Batch) -> Batch:
+        """Put features in place; where that fails the batch is not taken, and comes again."""
+        try:
+            return self._features.put(request, batch)
+        except BaseException:
+            self._drop_ahead()
+            raise
 
     def _deliver(self, key: Key) -> Answer:
         """Return the answer to the next numbered ask; whatever it was, it counts from now on."""
+        answer = self._receive(key)
+        self._count(answer)
+        return answer
+
+    def _receive(self, key: Key) -> Answer:
+        """Return the answer to the next numbered ask, not counted yet."""
         began = time.monotonic()
         answer = self._patiently(lambda: self._attempt(key))
         self._figures["waited_s"] += time.monotonic() - began
         if answer.state is None:  # it was not counted there
             self._hang_up()
             raise answer.error or StoreError("the replay reader answered without a state")
+        return answer
+
+    def _count(self, answer: Answer) -> None:
+        """Have an answer; raise the error that it is, where it is one."""
         self._delivered, self._state = self._delivered + 1, answer.state
         if answer.error is not None:
             self._drop_ahead()
             raise answer.error
-        return answer
 
     def _go_on(self, key: Key, size: int = 0) -> None:
         """Look ahead from an ask that was answered; one without a size is never foreseen."""

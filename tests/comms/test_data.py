@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from user_system.core.errors import (
     ConfigError,
     DamageError,
     LinkError,
+    PluginError,
     SecurityError,
     SpecError,
     StoreError,
@@ -791,6 +793,24 @@ def test_an_encoder_of_no_camera_is_refused_in_the_same_words(
         said.append(str(error.value))
     assert said[0] == said[1]
     assert "encoder of no camera; got ['front']; allowed: wrist" in said[0]
+
+
+def test_rows_that_could_not_be_encoded_are_not_consumed(
+    store: Store, reader: Reader, window: Callable[..., RemoteData]
+) -> None:
+    whole = ReplayData(store.env)
+    expected = [whole.consume(Draw(4)).ids.tolist() for _ in range(4)]
+    port = reader.start()
+    for make in (partial(window, port, ahead=2), partial(ReplayData, store.env)):
+        encoder = Sums()
+        data = make(encoders={"wrist": encoder})
+        found = [data.consume(Draw(4)).ids.tolist() for _ in range(2)]
+        encoder.encode = lambda images: images * np.nan  # type: ignore[method-assign]
+        with pytest.raises(PluginError):
+            data.consume(Draw(4))
+        del encoder.encode
+        found += [data.consume(Draw(4)).ids.tolist() for _ in range(2)]
+        assert found == expected
 
 
 def test_what_is_restored_comes_before_anything_is_drawn(store: Store) -> None:
