@@ -1,4 +1,4 @@
-"""Numbered draws on one window: each done once, said again when asked again, undone when unwanted.
+"""Numbered asks to one window: each done once, said again when asked again, undone when unwanted.
 
 The learner numbers what it takes. An answer is kept until the learner says that it has it, together
 with the window's state from before it. Hence
@@ -8,11 +8,15 @@ with the window's state from before it. Hence
   does want is drawn: the random numbers and what counts as consumed are those of a learner that
   never looked ahead.
 
+What a learner says of its steps, and when it takes in what is new, is numbered among its draws: it
+changes those that follow, and nothing that was foreseen before it holds.
+
 Undoing leaves the index where it is: it knows more than before, as at any later draw.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,20 +24,29 @@ from comms import data_wire
 from comms.data_wire import SKIPPED, State
 from comms.pb import data_pb2 as pb
 from user_system.core.errors import SpecError, StoreError, UserSystemError
-from user_system.core.interfaces import Data, Draw, NotReady
-from user_system.core.types import Batch
+from user_system.core.interfaces import Data, Draw, NotReady, Priorities
 
 log = logging.getLogger(__name__)
 
 
-class Window(Data, Protocol):
+UNNUMBERED = (pb.DATA_KIND_COUNT, pb.DATA_KIND_NAMES, pb.DATA_KIND_RESTORE)
+"""Kinds of asks that take nothing away; the last one brings back what the learner had said."""
+
+
+class Window(Data, Priorities, Protocol):
     """What is served: a learner's window on the replay buffer whose draws can be taken back."""
 
     def bookmark(self) -> Any:
         """Return where the sequence of draws is now: a value of the window's own."""
 
     def rewind(self, bookmark: Any) -> None:
-        """Take back what was drawn and consumed since ``bookmark``."""
+        """Take back what was drawn, consumed and said since ``bookmark``."""
+
+    def refresh(self) -> bool:
+        """Take in what is new; return whether there was anything."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names behind the codes of columns."""
 
     def bytes_of(self, request: Draw) -> int:
         """Return about how many bytes a batch of ``request`` would have, without drawing it."""
@@ -68,7 +81,9 @@ class Answers:
         self._place = window.bookmark()
         self._done = self._delivered = delivered
         self._kept: dict[int, _Kept] = {}
-        self.figures = dict.fromkeys(("batches", "repeated", "undone", "skipped", "errors"), 0.0)
+        self.figures = dict.fromkeys(
+            ("batches", "told", "repeated", "undone", "skipped", "errors"), 0.0
+        )
 
     @property
     def state(self) -> State:
@@ -91,10 +106,10 @@ class Answers:
         return self._state if following is None else following.before
 
     def answer(self, ask: pb.DataAsk) -> bytes:
-        """Return the answer to an ask: batch, count, error or ``SKIPPED``."""
+        """Return the answer to an ask: batch, state, count, names, error or ``SKIPPED``."""
         self._forget(ask.delivered)
-        if ask.kind == pb.DATA_KIND_COUNT:
-            return self._count(ask)
+        if ask.kind in UNNUMBERED:
+            return self._aside(ask)
         key = int(ask.kind), ask.content
         kept = self._kept.get(ask.number)
         if kept is not None and kept.key == key:
@@ -151,26 +166,40 @@ class Answers:
         if ask.ahead and (failed or len(data) > self._room(ask)):
             self._window.rewind(self._place)
             return self._skip()
-        self.figures["errors" if failed else "batches"] += 1
+        drawn = ask.kind in (pb.DATA_KIND_DRAW, pb.DATA_KIND_CONSUME)
+        self.figures["errors" if failed else "batches" if drawn else "told"] += 1
         self._kept[ask.number] = _Kept(key, self._state, self._place, data)
         self._done, self._state, self._place = ask.number, after, self._window.bookmark()
         return data
 
     def _take(self, ask: pb.DataAsk) -> tuple[bytes, State]:
+        """Do what is asked; return the answer, and the state after it."""
+        match ask.kind:
+            case pb.DATA_KIND_DRAW | pb.DATA_KIND_CONSUME:
+                return self._batch(ask)
+            case pb.DATA_KIND_PRIORITISE if not ask.ahead:
+                self._window.prioritise(*data_wire.decode_priorities(ask.content))
+                after = self._window.state_dict()
+                return data_wire.encode_state(after), after
+            case pb.DATA_KIND_REFRESH if not ask.ahead:
+                new = self._window.refresh()
+                after = self._window.state_dict()
+                return data_wire.encode_state(after, new=new), after
+        raise SpecError(
+            "unknown kind of ask",
+            got=int(ask.kind),
+            allowed="draw, consume, count, prioritise, refresh, names, restore",
+        )
+
+    def _batch(self, ask: pb.DataAsk) -> tuple[bytes, State]:
         request = data_wire.decode_draw(ask.content)
         self._check_size(self._window.bytes_of(request), ask)
-        batch = self._method(ask)(request)
+        draw = ask.kind == pb.DATA_KIND_DRAW
+        batch = self._window.draw(request) if draw else self._window.consume(request)
         after = self._window.state_dict()
         data = data_wire.encode_batch(batch, after)
         self._check_size(len(data), ask)
         return data, after
-
-    def _method(self, ask: pb.DataAsk) -> Callable[[Draw], Batch]:
-        if ask.kind == pb.DATA_KIND_DRAW:
-            return self._window.draw
-        if ask.kind == pb.DATA_KIND_CONSUME:
-            return self._window.consume
-        raise SpecError("unknown kind of ask", got=int(ask.kind), allowed="draw, consume, count")
 
     def _check_size(self, size: int, ask: pb.DataAsk) -> None:
         allowed = min(self._batch_bytes, self._room(ask)) if ask.ahead else self._batch_bytes
@@ -186,14 +215,32 @@ class Answers:
         """Return how large an answer that nobody waits for may be."""
         return min(ask.max_bytes, self._kept_bytes - self.kept_bytes)
 
-    def _count(self, ask: pb.DataAsk) -> bytes:
+    def _aside(self, ask: pb.DataAsk) -> bytes:
+        """Answer what is not numbered."""
         try:
-            return data_wire.encode_count(self._window.count(data_wire.decode_view(ask.content)))
+            if ask.kind == pb.DATA_KIND_NAMES:
+                return data_wire.encode_names(self._window.names())
+            if ask.kind == pb.DATA_KIND_RESTORE:
+                return self._restore(ask)
+            view = data_wire.decode_view(ask.content)
+            return data_wire.encode_count(self._window.count(view))
         except (NotReady, UserSystemError) as error:
             return data_wire.encode_error(error, None)
         except Exception as error:  # top of a request, as above
-            log.exception("counting failed")
+            log.exception("an ask failed")
             return data_wire.encode_error(unforeseen(error), None)
+
+    def _restore(self, ask: pb.DataAsk) -> bytes:
+        """Take over priorities that the learner had said before this session was made anew."""
+        if self._kept:
+            raise SpecError(
+                "priorities are restored before anything is drawn", got=f"{len(self._kept)} draws"
+            )
+        ids, values = data_wire.decode_priorities(ask.content)
+        with suppress(NotReady):  # no step is there, so none of them is
+            self._window.prioritise(ids, values)
+        self._place = self._window.bookmark()
+        return data_wire.encode_state(self._state)
 
 
 def unforeseen(error: Exception) -> StoreError:

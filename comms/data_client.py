@@ -1,4 +1,4 @@
-"""A learner's window on a replay buffer of another host; implements ``core.interfaces.Data``.
+"""A learner's window on a replay buffer of another host: ``core.interfaces.Data``, ``Priorities``.
 
 The learner cannot tell it from a local one: the same seed, store and requests give the same
 batches, bit for bit, whatever breaks in between. The truth about where a learner is in its sequence
@@ -9,6 +9,11 @@ is given it and goes on from there.
 request the last time, at first the same request again. Ahead draws are guesses: ``state_dict``
 knows nothing of them, and one that the learner does not ask for is undone at the reader before
 anything else is drawn. A batch that was drawn ahead does not hold what was recorded since.
+
+**Said.** Priorities are numbered among the draws, so that they change the next one and no guess.
+All of them are kept here too: a reader that was restarted is told them again, and states hold them.
+
+**Encoders** run here, on images that came.
 """
 
 import logging
@@ -16,19 +21,22 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from comms import data_wire
+from comms.data_features import Features
 from comms.data_link import Key, Link, Pending
+from comms.data_priorities import Said, split
 from comms.data_wire import Answer, Opening, State
 from comms.pb import data_pb2 as pb
 from comms.silence import LIMIT_S
 from comms.tunnel import Tunnel
 from user_system.core.errors import ConfigError, LinkError, StoreError
-from user_system.core.interfaces import Draw, NotReady
+from user_system.core.interfaces import Draw, Encoder, NotReady
+from user_system.core.priorities import checked
 from user_system.core.supervise import Backoff
-from user_system.core.types import Batch
+from user_system.core.types import Array, Batch
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +58,8 @@ class RemoteData:
         schema: id of the rows wanted; needed only where the store holds several.
         follow: whether each draw first takes in what is new.
         views: further views, name -> clauses as in a manifest.
+        encoders: camera -> what its images become in batches.
+        cache_bytes: memory for features, shared equally by the cameras.
         ahead: batches to draw and send before they are asked for; 0: none.
         ahead_bytes: memory that they may take here; a larger one is not sent ahead.
         patience_s: how long a reader that is away is waited for, in each call.
@@ -65,6 +75,8 @@ class RemoteData:
         schema: str | None = None,
         follow: bool = True,
         views: Mapping[str, Mapping[str, Any]] | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
+        cache_bytes: int = 256 << 20,
         ahead: int = 1,
         ahead_bytes: int = 256 << 20,
         patience_s: float = 300.0,
@@ -83,7 +95,11 @@ class RemoteData:
         self._session = secrets.token_hex(16)
         self._delivered = 0
         self._state: State | None = None
-        """As of the last answer delivered; None: as the seed makes it."""
+        """As of the last answer delivered, without priorities; None: as the seed makes it."""
+        self._said = Said()
+        self._restored = False
+        """Whether the reader has all that was said."""
+        self._features = Features(encoders or {}, cache_bytes)
         self._link: Link | None = None
         self._ahead: deque[Pending] = deque()
         self._last: Key | None = None
@@ -126,14 +142,37 @@ class RemoteData:
 
     def count(self, view: str = "all") -> int:
         """Return how many steps a view holds now."""
-        ask = pb.DataAsk(kind=pb.DATA_KIND_COUNT, content=data_wire.encode_view(view))
-        with self._lock:
-            answer = self._patiently(lambda: self._ask(ask).wait())
-        if answer.error is not None:
-            raise answer.error
+        answer = self._aside(pb.DATA_KIND_COUNT, data_wire.encode_view(view))
         if answer.count is None:
             raise StoreError("the replay reader did not say how many steps a view holds", got=view)
         return answer.count
+
+    def names(self) -> Sequence[str]:
+        """Return the names behind the codes of robot, task, run, operator and policy columns."""
+        answer = self._aside(pb.DATA_KIND_NAMES)
+        if answer.names is None:
+            raise StoreError("the replay reader did not say what codes mean")
+        return list(answer.names)
+
+    def refresh(self) -> bool:
+        """Take in what is new; return whether there was anything."""
+        with self._lock:
+            answer = self._deliver((pb.DATA_KIND_REFRESH, b""))
+            self._go_on((pb.DATA_KIND_REFRESH, b""))
+        return answer.new
+
+    def prioritise(self, ids: Array, values: Array) -> None:
+        """Say what steps ``ids`` ``[N]`` are worth; see ``core.interfaces.Priorities``.
+
+        Raises:
+            NotReady: nothing is stored.
+            LinkError: the reader stayed away; what it had not taken of them by then is not said.
+        """
+        with self._lock:
+            for some in split(*checked(ids, values)):
+                self._deliver((pb.DATA_KIND_PRIORITISE, data_wire.encode_priorities(*some)))
+                self._said.add(*some)
+            self._go_on((pb.DATA_KIND_PRIORITISE, b""))
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state as of the last batch delivered: draws repeat exactly after loading it.
@@ -143,7 +182,8 @@ class RemoteData:
         with self._lock:
             if self._state is None:
                 self._patiently(self._linked)
-            return dict(self._state or {})
+            said = {"priorities": self._said.state()} if self._said else {}
+            return {**(self._state or {}), **said}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, in a new session.
@@ -151,42 +191,82 @@ class RemoteData:
         Raises:
             SpecError: the store holds less than the learner had seen; nothing was changed.
         """
+        said = Said(state.get("priorities"))
+        place = {name: value for name, value in state.items() if name != "priorities"}
         with self._lock:
-            before = self._session, self._delivered, self._state
+            before = self._session, self._delivered, self._state, self._said
             self._hang_up(forget=True)
-            self._session, self._delivered, self._state = secrets.token_hex(16), 0, state
+            self._session, self._delivered = secrets.token_hex(16), 0
+            self._state, self._said = place, said
             try:
                 self._patiently(self._linked)
             except BaseException:
-                self._session, self._delivered, self._state = before
+                self._session, self._delivered, self._state, self._said = before
                 raise
             self._last = None
 
     def stats(self) -> dict[str, float]:
         """Return draws, how many of them were there ahead or drawn in vain, and waits for them."""
-        return dict(self._figures)
+        return {**self._figures, **self._features.stats()}
 
     # --- taking ----------------------------------------------------------------------------------
 
     def _take(self, kind: pb.DataKind, request: Draw) -> Batch:
         key = int(kind), data_wire.encode_draw(request)
         with self._lock:
-            began = time.monotonic()
-            answer = self._patiently(lambda: self._attempt(key))
-            self._figures["waited_s"] += time.monotonic() - began
-            if answer.state is None:  # it was not counted there
-                self._hang_up()
-                raise answer.error or StoreError("the replay reader answered without a state")
-            self._delivered, self._state = self._delivered + 1, answer.state
-            if answer.error is not None:
-                self._drop_ahead()
-                raise answer.error
-            if answer.batch is None:
+            answer = self._receive(key)
+            batch = None if answer.batch is None else self._encoded(request, answer.batch)
+            self._count(answer)
+            if batch is None:
                 raise StoreError("the replay reader answered a draw without a batch")
             self._figures["draws"] += 1
-            self._learn(key, answer.size)
-            self._look_ahead(key)
-        return answer.batch
+            self._go_on(key, answer.size)
+            return batch
+
+    def _encoded(self, request: Draw, batch: Batch) -> Batch:
+        """Put features in place; where that fails the batch is not taken, and comes again."""
+        try:
+            return self._features.put(request, batch)
+        except BaseException:
+            self._drop_ahead()
+            raise
+
+    def _deliver(self, key: Key) -> Answer:
+        """Return the answer to the next numbered ask; whatever it was, it counts from now on."""
+        answer = self._receive(key)
+        self._count(answer)
+        return answer
+
+    def _receive(self, key: Key) -> Answer:
+        """Return the answer to the next numbered ask, not counted yet."""
+        began = time.monotonic()
+        answer = self._patiently(lambda: self._attempt(key))
+        self._figures["waited_s"] += time.monotonic() - began
+        if answer.state is None:  # it was not counted there
+            self._hang_up()
+            raise answer.error or StoreError("the replay reader answered without a state")
+        return answer
+
+    def _count(self, answer: Answer) -> None:
+        """Have an answer; raise the error that it is, where it is one."""
+        self._delivered, self._state = self._delivered + 1, answer.state
+        if answer.error is not None:
+            self._drop_ahead()
+            raise answer.error
+
+    def _go_on(self, key: Key, size: int = 0) -> None:
+        """Look ahead from an ask that was answered; one without a size is never foreseen."""
+        self._learn(key, size)
+        self._look_ahead(key)
+
+    def _aside(self, kind: pb.DataKind, content: bytes = b"") -> Answer:
+        """Return the answer to an ask that is not numbered."""
+        ask = pb.DataAsk(kind=kind, content=content)
+        with self._lock:
+            answer = self._patiently(lambda: self._ask(ask).wait())
+        if answer.error is not None:
+            raise answer.error
+        return answer
 
     def _attempt(self, key: Key) -> Answer:
         """Return the next numbered answer: the one that is on its way, if it is the right one."""
@@ -266,6 +346,9 @@ class RemoteData:
             answer = link.ask(pb.DataRequest(open=opening), Pending((0, b""))).wait()
             if answer.error is not None:
                 raise answer.error
+            self._restored = self._restored and not answer.rebuilt
+            if not self._restored:
+                self._restore(link)
         except BaseException:
             link.close()
             raise
@@ -273,6 +356,18 @@ class RemoteData:
         if self._state is None:
             self._state = answer.state
         return link
+
+    def _restore(self, link: Link) -> None:
+        """Tell a reader that made our session anew all that was said."""
+        waiting = []
+        for some in self._said.parts():
+            content = data_wire.encode_priorities(*some)
+            ask = pb.DataAsk(kind=pb.DATA_KIND_RESTORE, delivered=self._delivered, content=content)
+            waiting.append(link.ask(pb.DataRequest(ask=ask), Pending((int(ask.kind), b""))))
+        for pending in waiting:
+            if (error := pending.wait().error) is not None:
+                raise error
+        self._restored = True
 
     def _hang_up(self, *, forget: bool = False) -> None:
         link, self._link = self._link, None

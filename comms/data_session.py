@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from comms import data_wire
-from comms.data_answers import Answers, Window, unforeseen
+from comms.data_answers import UNNUMBERED, Answers, Window, unforeseen
 from comms.data_wire import SKIPPED, Opening
 from comms.pb import data_pb2 as pb
 from user_system.codec import arrays
@@ -177,6 +177,7 @@ class Session:
     def _open(self, message: pb.DataOpen) -> bytes:
         opening, state = data_wire.decode_opening(message.content)
         answers, delivered = self._answers, message.delivered
+        rebuilt = False
         if answers is None or opening != self._opening or not answers.covers(delivered):
             self._answers = None
             if state is None and delivered:
@@ -190,11 +191,12 @@ class Session:
             )
             self._answers, self._opening = answers, opening
             self._rebuilt += 1
-        return data_wire.encode_state(answers.state_at(delivered))
+            rebuilt = True
+        return data_wire.encode_state(answers.state_at(delivered), rebuilt=rebuilt)
 
 
 def _demands(message: pb.DataOpen | pb.DataAsk) -> bool:
     """Whether somebody waits for this, so that what was asked ahead before it is not wanted."""
     if isinstance(message, pb.DataOpen):
         return True
-    return not message.ahead and message.kind != pb.DATA_KIND_COUNT
+    return not message.ahead and message.kind not in UNNUMBERED

@@ -7,7 +7,7 @@ Arrays of a batch that was received may be written to, as those of a local one: 
 a buffer that nobody else has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from user_system.codec import arrays
 from user_system.core import errors
 from user_system.core.errors import SpecError, StoreError, UserSystemError
 from user_system.core.interfaces import Draw, NotReady
+from user_system.core.priorities import checked
 from user_system.core.types import Array, Batch
 
 MAX_ASK = 64 << 10
@@ -53,12 +54,18 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the other side said; exactly one of batch, count, error, skipped, or none of them."""
+    """What the other side said; at most one of batch, count, names, error and skipped."""
 
     state: State | None = None
     """As of after this answer."""
     batch: Batch | None = None
     count: int | None = None
+    names: Sequence[str] | None = None
+    """Behind the codes of columns."""
+    new: bool = False
+    """Whether there was anything new to take in."""
+    rebuilt: bool = False
+    """Whether the session was made anew, so that it knows no priorities."""
     error: Exception | None = None
     skipped: bool = False
     size: int = 0
@@ -125,6 +132,23 @@ def decode_view(content: bytes) -> str:
     return name
 
 
+def encode_priorities(ids: Array, values: Array) -> bytes:
+    """Return priorities ``[N]`` float32 of steps ``[N]`` uint64."""
+    return _limited(arrays.pack({}, {"ids": ids, "values": values}), MAX_ASK, "priorities")
+
+
+def decode_priorities(content: bytes) -> tuple[Array, Array]:
+    """Return what ``encode_priorities`` wrote, checked.
+
+    Raises:
+        SpecError: these are none.
+    """
+    _, blocks = arrays.unpack(_limited(content, MAX_ASK, "priorities"))
+    if blocks.keys() != {"ids", "values"}:
+        raise SpecError("priorities", got=sorted(blocks), allowed="ids, values")
+    return checked(blocks["ids"], blocks["values"])
+
+
 def encode_batch(batch: Batch, state: State) -> bytes:
     """Return a batch as an answer.
 
@@ -149,10 +173,16 @@ def encode_count(count: int) -> bytes:
     return arrays.pack({"count": count}, {})
 
 
-def encode_state(state: State) -> bytes:
-    """Return the answer to the beginning of a session."""
+def encode_names(names: Sequence[str]) -> bytes:
+    """Return the names behind the codes of columns as an answer."""
+    return arrays.pack({"names": list(names)}, {})
+
+
+def encode_state(state: State, *, rebuilt: bool = False, new: bool = False) -> bytes:
+    """Return the answer to what changed a window, or to the beginning of a session."""
     blocks: dict[str, Array] = {}
-    return arrays.pack({"state": plain(state, blocks)}, blocks)
+    tree = {"state": plain(state, blocks), "rebuilt": rebuilt, "new": new}
+    return arrays.pack(tree, blocks)
 
 
 SKIPPED = arrays.pack({"skipped": True}, {})
@@ -173,6 +203,9 @@ def decode_answer(buffer: Array, max_bytes: int = arrays.MAX_BYTES) -> Answer:
         state=untyped(meta.get("state"), blocks),
         batch=None if tree is None else typed(Batch, tree, blocks, "batch"),
         count=typed(int | None, meta.get("count"), {}, "count"),
+        names=typed(Sequence[str] | None, meta.get("names"), {}, "names"),
+        new=bool(meta.get("new")),
+        rebuilt=bool(meta.get("rebuilt")),
         error=None if failed is None else _error(failed),
         skipped=bool(meta.get("skipped")),
         size=len(buffer),

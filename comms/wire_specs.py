@@ -9,7 +9,7 @@ from comms.wire import MAX_DECODED, limit
 from user_system.codec import arrays
 from user_system.core.errors import SpecError
 from user_system.core.ports import Manifest, TensorEntry
-from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
+from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
 
 MAX_TENSOR = 2 << 30
 """Bytes of one tensor of weights."""
@@ -50,6 +50,10 @@ def spec_to_proto(spec: RobotSpec) -> types_pb2.RobotSpec:
         stop_after_ms=spec.stop_after_ms,
         home=spec.home,
         resettable=spec.resettable,
+        streams=[
+            types_pb2.StreamSpec(field=_field_to_proto(name, stream.field), hz=stream.hz)
+            for name, stream in spec.streams.items()
+        ],
     )
 
 
@@ -79,6 +83,7 @@ def spec_from_proto(message: types_pb2.RobotSpec) -> RobotSpec:
         stop_after_ms=message.stop_after_ms,
         home=_numbers(message.home, "home"),
         resettable=message.resettable,
+        streams=_streams_from_proto(message.streams),
     )
 
 
@@ -112,6 +117,12 @@ def _fields_from_proto(messages: Sequence[types_pb2.FieldSpec]) -> dict[str, Fie
             doc=message.doc,
         )
     return fields
+
+
+def _streams_from_proto(messages: Sequence[types_pb2.StreamSpec]) -> dict[str, StreamSpec]:
+    fields = _fields_from_proto([message.field for message in messages])
+    rates = (message.hz for message in messages)
+    return {name: StreamSpec(f, hz) for (name, f), hz in zip(fields.items(), rates, strict=True)}
 
 
 def _action_from_proto(message: types_pb2.ActionSpec, coordinates: int) -> ActionSpec:

@@ -26,7 +26,7 @@ import pytest
 from robots.gate import Command, CommandGate
 from user_system.core.clock import SECOND
 from user_system.core.errors import LinkError, UserSystemError
-from user_system.core.interfaces import Resettable, Robot
+from user_system.core.interfaces import Resettable, Robot, Sampled
 from user_system.core.specs import RobotSpec, validate_observation
 from user_system.core.types import Array, Reading
 
@@ -181,6 +181,27 @@ class RobotContract:
             assert (np.diff([r.robot_ns for r in readings]) > 0).all()
             assert (np.diff([r.wall_ns for r in readings]) > 0).all()
             assert readings[-1].wall_ns <= time.monotonic_ns()
+
+    def test_samples_what_it_declares(self) -> None:
+        """Samples come once, in order, at most at their rate, and by the readings' own clock."""
+        streams = self.make().spec.streams
+        if not streams:
+            pytest.skip("this robot has no sensors at their own rates")
+        with self.rig() as rig:
+            robot = rig.robot
+            assert isinstance(robot, Sampled), "a robot with streams has samples()"
+            first = robot.read().robot_ns
+            robot.samples()
+            came: dict[str, list[Array]] = {name: [] for name in streams}
+            for _ in rig.watch(0.5):
+                for name, samples in robot.samples().items():
+                    came[name].append(streams[name].validate(samples, name).stamps)
+            span_ns = robot.read().robot_ns - first
+            for name, parts in came.items():
+                stamps, most = np.concatenate(parts), streams[name].hz * span_ns / SECOND
+                assert (np.diff(stamps) > 0).all()
+                assert (np.abs(stamps - first) < 2 * span_ns).all()
+                assert 1 <= len(stamps) <= 1.1 * most + 2
 
     def test_follows_small_motions_within_its_limits(self) -> None:
         """The measured set-point goes where it is led, not much faster than allowed."""

@@ -107,9 +107,10 @@ def merge(
         done,
         as_json,
         f"{target}: {done.records} records with {done.steps} steps and {done.labels} labels came "
-        f"in, {done.repeated} were there already, {done.damaged} values were damaged and left out",
+        f"in, {done.repeated} were there already, {done.damaged} values were damaged and left out, "
+        f"{done.backwards} records go back in time",
     )
-    raise typer.Exit(1 if done.damaged else 0)
+    raise typer.Exit(1 if done.damaged or done.backwards else 0)
 
 
 def backup(store: Store, target: Target) -> None:

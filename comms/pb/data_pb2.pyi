@@ -12,10 +12,18 @@ class DataKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_KIND_DRAW: _ClassVar[DataKind]
     DATA_KIND_CONSUME: _ClassVar[DataKind]
     DATA_KIND_COUNT: _ClassVar[DataKind]
+    DATA_KIND_PRIORITISE: _ClassVar[DataKind]
+    DATA_KIND_REFRESH: _ClassVar[DataKind]
+    DATA_KIND_NAMES: _ClassVar[DataKind]
+    DATA_KIND_RESTORE: _ClassVar[DataKind]
 DATA_KIND_UNSPECIFIED: DataKind
 DATA_KIND_DRAW: DataKind
 DATA_KIND_CONSUME: DataKind
 DATA_KIND_COUNT: DataKind
+DATA_KIND_PRIORITISE: DataKind
+DATA_KIND_REFRESH: DataKind
+DATA_KIND_NAMES: DataKind
+DATA_KIND_RESTORE: DataKind
 
 class DataRequest(_message.Message):
     __slots__ = ("open", "ask", "close")

@@ -95,7 +95,7 @@ class Limits(_message.Message):
     def __init__(self, names: _Optional[_Iterable[str]] = ..., units: _Optional[_Iterable[str]] = ..., low: _Optional[_Iterable[float]] = ..., high: _Optional[_Iterable[float]] = ..., velocity: _Optional[_Iterable[float]] = ..., acceleration: _Optional[_Iterable[float]] = ..., jerk: _Optional[_Iterable[float]] = ..., frame: _Optional[str] = ...) -> None: ...
 
 class RobotSpec(_message.Message):
-    __slots__ = ("kind", "observation", "cameras", "action", "limits", "control_hz", "tick_hz", "hold_after_ms", "stop_after_ms", "home", "resettable")
+    __slots__ = ("kind", "observation", "cameras", "action", "limits", "control_hz", "tick_hz", "hold_after_ms", "stop_after_ms", "home", "resettable", "streams")
     KIND_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     CAMERAS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class RobotSpec(_message.Message):
     STOP_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     HOME_FIELD_NUMBER: _ClassVar[int]
     RESETTABLE_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     observation: _containers.RepeatedCompositeFieldContainer[FieldSpec]
     cameras: _containers.RepeatedCompositeFieldContainer[FieldSpec]
@@ -118,4 +119,13 @@ class RobotSpec(_message.Message):
     stop_after_ms: float
     home: _containers.RepeatedScalarFieldContainer[float]
     resettable: bool
-    def __init__(self, kind: _Optional[str] = ..., observation: _Optional[_Iterable[_Union[FieldSpec, _Mapping]]] = ..., cameras: _Optional[_Iterable[_Union[FieldSpec, _Mapping]]] = ..., action: _Optional[_Union[ActionSpec, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., control_hz: _Optional[float] = ..., tick_hz: _Optional[float] = ..., hold_after_ms: _Optional[float] = ..., stop_after_ms: _Optional[float] = ..., home: _Optional[_Iterable[float]] = ..., resettable: _Optional[bool] = ...) -> None: ...
+    streams: _containers.RepeatedCompositeFieldContainer[StreamSpec]
+    def __init__(self, kind: _Optional[str] = ..., observation: _Optional[_Iterable[_Union[FieldSpec, _Mapping]]] = ..., cameras: _Optional[_Iterable[_Union[FieldSpec, _Mapping]]] = ..., action: _Optional[_Union[ActionSpec, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., control_hz: _Optional[float] = ..., tick_hz: _Optional[float] = ..., hold_after_ms: _Optional[float] = ..., stop_after_ms: _Optional[float] = ..., home: _Optional[_Iterable[float]] = ..., resettable: _Optional[bool] = ..., streams: _Optional[_Iterable[_Union[StreamSpec, _Mapping]]] = ...) -> None: ...
+
+class StreamSpec(_message.Message):
+    __slots__ = ("field", "hz")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    HZ_FIELD_NUMBER: _ClassVar[int]
+    field: FieldSpec
+    hz: float
+    def __init__(self, field: _Optional[_Union[FieldSpec, _Mapping]] = ..., hz: _Optional[float] = ...) -> None: ...

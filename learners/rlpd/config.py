@@ -1,8 +1,14 @@
 """Settings of RLPD. The defaults are HIL-SERL's."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
+from user_system.core.draws import Draw, PresetName
 from user_system.core.errors import ConfigError
+
+HALVES = {"online": 0.5, "prior": 0.5}
+"""What HIL-SERL draws: interventions are in both halves."""
+_PRESETS = get_args(PresetName)
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,11 @@ class RlpdConfig:
     critic_subset: int = 2
     """Members, drawn anew for each update, whose minimum is the target."""
     batch: int = 256
-    mix: dict[str, float] = field(default_factory=lambda: {"online": 0.5, "prior": 0.5})
-    """View -> share of each batch, as exact counts."""
+    preset: PresetName | None = None
+    """What each batch is drawn from, by the name of who published it."""
+    mix: dict[str, float] = field(default_factory=dict)
+    """The same in one's own words: view -> share of each batch, as exact counts. With neither of
+    them it is ``hil_serl``: half ``online``, half ``prior``."""
     gamma: float = 0.97
     """Discount per step."""
     nstep: int = 1
@@ -55,7 +64,26 @@ class RlpdConfig:
     threads: int = 1
     """Torch threads of the learner's process."""
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that it draws from, for whoever checks a manifest."""
+        return tuple(self.mix)
+
+    def draw(self, n: int) -> Draw:
+        """Return the request for ``n`` steps."""
+        if self.preset is not None:
+            return Draw(n=n, preset=self.preset)
+        return Draw(n=n, mix=dict(self.mix or HALVES))
+
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in _PRESETS:
+            raise ConfigError("rlpd: unknown preset", got=self.preset, allowed=", ".join(_PRESETS))
+        if self.preset and self.mix:
+            raise ConfigError(
+                "rlpd: a preset is a mix",
+                got=f"preset {self.preset!r} and a mix of {', '.join(self.mix)}",
+                allowed="one of both",
+            )
         _within("critic_subset", self.critic_subset, 1, self.critics)
         _within("batch", self.batch, len(self.mix), 1 << 20)
         _within("gamma", self.gamma, 0.0, 1.0)

@@ -6,6 +6,7 @@ per online step is not done, and the report says how many fresh steps it waits f
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from learners.rlpd.config import RlpdConfig
 from learners.rlpd.losses import Losses, Rows
 from learners.rlpd.policy import actor_layout, make_policy
 from user_system.core.errors import PluginError
-from user_system.core.interfaces import Data, Draw, NotReady, Report
+from user_system.core.interfaces import Data, NotReady, Report
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, Batch, Observation
 
@@ -70,12 +71,11 @@ class RlpdLearner:
         self._average = self._actor.tensor.detach().clone()
         count = config.statistics_rows if config.normalise == "data" else 0
         self._measure_rows = count
-        self._draw = Draw(
-            n=config.batch,
+        self._draw = replace(
+            config.draw(config.batch),
             unit="nstep" if config.nstep > 1 else "step",
             length=config.nstep,
             gamma=config.gamma,
-            mix=dict(config.mix),
         )
 
     # --- learning ----------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class RlpdLearner:
 
     def _measure(self) -> None:
         """Fix the normaliser once: moving it later would change what the networks mean."""
-        request = Draw(n=self._measure_rows, mix=dict(self._config.mix))
+        request = self._config.draw(self._measure_rows)
         x = self._features.flatten(self._data.draw(request).observation)
         self._statistics, self._measure_rows = self._features.measured(x), 0
 

@@ -5,10 +5,13 @@ from typing import Literal
 
 from robots.sim import franka_data as fr3
 from user_system.core.errors import ConfigError
-from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
+from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
 
 Control = Literal["cartesian", "joint"]
 CAMERAS = ("front", "wrist")
+
+WRIST_HZ = (0.0, 50.0, 100.0, 250.0, 500.0)
+"""Rates of the sensor at the wrist: whole shares of the physics' 500 steps per second."""
 
 HOME = (0.5, 0.0, 0.2, 0.0, 0.0, 0.0, fr3.WIDTH_MAX)
 """Resting set-point: tool down over the middle of the table, hand open."""
@@ -64,6 +67,8 @@ class SimFrankaConfig:
     """Cameras that belong to the observation: ``front``, ``wrist``."""
     image_size: tuple[int, int] = (128, 128)
     """Height and width of an image, pixels."""
+    wrist_hz: float = 0.0
+    """Samples per robot second of the force-torque sensor at the wrist; 0: there is none."""
     connect_s: float = 10.0
     """How long to wait for the world process, wall s."""
 
@@ -88,6 +93,8 @@ class SimFrankaConfig:
                 got=(self.step_m, self.turn_rad),
                 allowed="step_m in (0, 0.1], turn_rad in (0, 0.5]",
             )
+        if self.wrist_hz not in WRIST_HZ:
+            raise ConfigError("sim.franka: wrist_hz", got=self.wrist_hz, allowed=WRIST_HZ)
         if not all(16 <= n <= 480 for n in self.image_size):
             raise ConfigError("sim.franka: image_size", got=self.image_size, allowed="16 … 480")
 
@@ -114,6 +121,7 @@ def spec_of(config: SimFrankaConfig) -> RobotSpec:
         stop_after_ms=config.stop_after_ms,
         home=HOME if config.space == "cartesian" else HOME_JOINTS,
         resettable=True,
+        streams=_streams(config),
     )
 
 
@@ -130,6 +138,17 @@ def _observation(config: SimFrankaConfig) -> dict[str, Field]:
         fields["joint_position"] = Field((7,), unit="rad", doc="q1 … q7")
         fields["joint_velocity"] = Field((7,), unit="rad/s", doc="q1 … q7")
     return fields
+
+
+def _streams(config: SimFrankaConfig) -> dict[str, StreamSpec]:
+    if not config.wrist_hz:
+        return {}
+    force = Field((3,), unit="N", frame="hand", doc="of the flange on the hand")
+    torque = Field((3,), unit="N m", frame="hand", doc="the same, about the flange")
+    return {
+        "wrist_force": StreamSpec(force, config.wrist_hz),
+        "wrist_torque": StreamSpec(torque, config.wrist_hz),
+    }
 
 
 def _action(config: SimFrankaConfig) -> ActionSpec:

@@ -4,8 +4,11 @@ import logging
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from robots.sim import link
 from robots.sim.config import SimFrankaConfig, spec_of
@@ -13,7 +16,7 @@ from robots.sim.state import cartesian_setpoint, joint_setpoint, observe
 from user_system.core.clock import SECOND
 from user_system.core.errors import LinkError, MissingError
 from user_system.core.specs import RobotSpec
-from user_system.core.types import Array, Reading
+from user_system.core.types import Array, Reading, Stream
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +26,14 @@ ANSWER_S = 5.0
 """How long a request may take, wall s."""
 FRESH_S = 1.0
 """How long a fresh report may take after the line was found full of old ones, wall s."""
+WAITING_SAMPLES = 1000
+"""Packets of samples that wait for whoever asks for them; then the oldest go."""
 STALE_S = 5.0
 """A world that has not reported for this long, wall s, has stopped answering."""
 
 
 class SimFranka:
-    """A simulated FR3 with a parallel hand, implementing ``Robot`` and ``Resettable``.
+    """A simulated FR3 with a parallel hand: a ``Robot``, ``Resettable`` and ``Sampled``.
 
     Args:
         config: what it is and where its world process listens.
@@ -48,6 +53,7 @@ class SimFranka:
         self._parts = link.ImageParts(config.image_size)
         self._images: dict[str, tuple[Array, int]] = {}
         self._asked_ns: dict[str, int] = {}
+        self._samples: deque[Stream] = deque(maxlen=WAITING_SAMPLES)
         self._requests = self._unsent = 0
 
     @property
@@ -80,6 +86,7 @@ class SimFranka:
             self._require_cameras()
         try:
             self._ask("tick", ns=round(SECOND / self._config.tick_hz))
+            self._ask("wrist", hz=self._config.wrist_hz)
         except LinkError:
             self.close()
             raise
@@ -129,6 +136,22 @@ class SimFranka:
             rate=report.rate,
             fault=report.fault,
         )
+
+    def samples(self) -> Mapping[str, Stream]:
+        """Return force N and torque N m at the wrist, float32 ``(N, 3)`` each, since the last call.
+
+        All that was sampled before the state that ``read`` returned is there; never waits.
+        """
+        parts = list(self._samples)
+        self._samples.clear()
+        if not parts:
+            return {}
+        stamps = np.concatenate([part.stamps for part in parts])
+        values = np.concatenate([part.values for part in parts])
+        return {
+            "wrist_force": Stream(stamps, values[:, :3]),
+            "wrist_torque": Stream(stamps, values[:, 3:]),
+        }
 
     def wait(self, robot_ns: int, timeout_s: float) -> None:
         """Return once a report of ``robot_ns`` or later is there, or the time is over.
@@ -262,6 +285,8 @@ class SimFranka:
                 kind = packet[:1]
                 if kind == link.STATE:
                     newest = packet
+                elif kind == link.WRIST:
+                    self._samples.append(link.unpack_wrist(packet))
                 elif kind == link.IMAGE:
                     self._take_image(packet)
                 else:
@@ -309,3 +334,4 @@ class SimFranka:
         if self._socket is not None:
             self._socket.close()
         self._socket = self._report = None
+        self._samples.clear()

@@ -9,6 +9,7 @@ kind   direction       payload
 ``Q``  driver → world  request, JSON ``{"id", "do", …}``
 ``T``  world → driver  state: robot ns, wall ns, rate, then ``robots.sim.state``, then the fault
 ``A``  world → driver  answer, JSON ``{"id", "error", …}``; ``error`` is empty on success
+``F``  world → driver  samples at the wrist: stamps int64 ``(N,)`` robot ns, then float32 ``(N, 6)``
 ``I``  world → driver  part of an image: camera, capture wall ns, offset, total, then bytes
 =====  ==============  ==========================================================================
 """
@@ -24,9 +25,9 @@ import numpy as np
 
 from robots.sim.config import CAMERAS
 from robots.sim.state import SIZE
-from user_system.core.types import Array
+from user_system.core.types import Array, Stream
 
-SETPOINT, REQUEST, STATE, ANSWER, IMAGE = b"S", b"Q", b"T", b"A", b"I"
+SETPOINT, REQUEST, STATE, ANSWER, WRIST, IMAGE = b"S", b"Q", b"T", b"A", b"F", b"I"
 MAX_PACKET = 64 * 1024
 """Images travel in parts, so that no packet is larger than any kernel's default."""
 
@@ -72,6 +73,18 @@ def unpack_report(packet: bytes) -> Report:
     _, robot_ns, wall_ns, rate = _STATE.unpack_from(packet)
     state = np.frombuffer(packet, np.float64, SIZE, _STATE.size)
     return Report(robot_ns, wall_ns, rate, state, packet[_STATE.size + _VALUES :].decode())
+
+
+def pack_wrist(samples: Stream) -> bytes:
+    """Return the packet of samples at the wrist, values ``(N, 6)`` N and N m."""
+    return WRIST + samples.stamps.tobytes() + samples.values.astype(np.float32).tobytes()
+
+
+def unpack_wrist(packet: bytes) -> Stream:
+    """Return the samples of a packet."""
+    count = (len(packet) - 1) // (8 + 6 * 4)
+    stamps = np.frombuffer(packet, np.int64, count, 1)
+    return Stream(stamps, np.frombuffer(packet, np.float32, offset=1 + 8 * count).reshape(-1, 6))
 
 
 def pack_json(kind: bytes, body: dict[str, Any]) -> bytes:

@@ -92,6 +92,10 @@ def build_xml(scene: Scene) -> str:
   <actuator>
     {_actuators(scene)}
   </actuator>
+  <sensor>
+    <force name="wrist_force" site="wrist"/>
+    <torque name="wrist_torque" site="wrist"/>
+  </sensor>
 </mujoco>"""
 
 
@@ -128,6 +132,7 @@ def _hand(scene: Scene) -> str:
       <geom name="hand" type="box" size="0.03 0.1 0.03" pos="0 0 0.033" contype="1"
             conaffinity="2" rgba=".9 .9 .9 1"/>
       <camera name="wrist" pos="0.09 0 0.06" xyaxes="0 1 0 .61 0 .79" fovy="75"/>
+      <site name="wrist" size="0.004" group="4"/>
       <site name="tcp" pos="0 0 {fr3.TCP}" size="0.004" group="4"/>
       {_finger("finger1", 1)}
       {_finger("finger2", -1)}

@@ -8,6 +8,7 @@ import numpy as np
 from robots.sim.engine import mujoco
 from robots.sim.model import TIMESTEP, Scene, build_xml
 from robots.sim.state import PARTS, SIZE
+from robots.sim.wrist import Wrist
 from user_system.core.types import Array
 
 READY = (0.0, 0.0459, 0.0, -2.3763, 0.0, 2.4222, np.pi / 4)
@@ -49,6 +50,7 @@ class Physics:
         self._contact_force = np.zeros(6)
         self._wanted_cube: Array | None = None
         self.steps = 0
+        self.wrist = Wrist(self.model, self.data)
         self.restart()
 
     def restart(self) -> None:
@@ -67,7 +69,12 @@ class Physics:
 
     def step(self, n: int) -> None:
         """Let ``n`` physics steps pass."""
-        mujoco.mj_step(self.model, self.data, n)
+        if self.wrist.hz:
+            for i in range(n):
+                mujoco.mj_step(self.model, self.data)
+                self.wrist.stepped(self.steps + i)
+        else:
+            mujoco.mj_step(self.model, self.data, n)
         self.steps += n
         if self._wanted_cube is not None:
             self._place_cube()

@@ -182,7 +182,10 @@ class World:
         now = time.monotonic_ns()
         self._wait_for_driver(now)
         self._pacer.arrived(self._physics.robot_ns, now)
+        samples = self._physics.wrist.take()
         if self._driver is not None:
+            if len(samples.stamps):
+                self._send(link.pack_wrist(samples))
             report = link.Report(
                 self._physics.robot_ns, now, self._pacer.rate, self._box.state(), self._box.fault
             )
@@ -209,6 +212,7 @@ class World:
                 peer.send(busy)
             return
         self._driver, self._tick = peer, 1
+        self._physics.wrist.sense(0.0)
         self._counts["drivers"] += 1
 
     def _receive(self, driver: socket.socket) -> None:
@@ -256,6 +260,8 @@ class World:
             self._schedule()
         elif what == "tick":
             self._set_tick(int(request["ns"]))
+        elif what == "wrist":
+            self._physics.wrist.sense(float(request["hz"]))
         elif what == "reset_scene":
             self._physics.lay_out(cube_pose(int(request["seed"]), request["options"]))
         elif what == "render":

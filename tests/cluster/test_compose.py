@@ -2,15 +2,26 @@
 
 import json
 import stat
+import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from user_system.cluster import configs, plan, resources
 from user_system.cluster.compose import Composer
 from user_system.cluster.layout import SOCKET_PATH_MAX, RunDir, open_run, set_aside
+from user_system.cluster.learner_actor import LearnerActor, check_cameras
 from user_system.cluster.manifest import load_manifest
 from user_system.cluster.parse import read_json
 from user_system.cluster.ports import Ports
+from user_system.core import registry
+from user_system.core.errors import ConfigError
+from user_system.core.helping import HelpConfig
+from user_system.core.interfaces import Encoder
+from user_system.replay.store import Store
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo.yaml"
 PORTS = Ports(hub=7001, fresh=7002, replay=7003, page=7004, ray=7005, ray_client=7006, reader=7007)
@@ -179,3 +190,54 @@ def test_the_table_shows_children_below_their_parent(tmp_path) -> None:
     names = [row[0] for row in rows]
     assert names[names.index("edge-local") + 1] == "  driver-arm-1"
     assert all(len(row) == len(plan.COLUMNS) for row in rows)
+
+
+def test_what_a_learner_draws_from_reaches_it(tmp_path) -> None:
+    found = by_name(
+        composer(
+            tmp_path,
+            "learners.rlpd.views={clean: {intervened: false}}",
+            "learners.rlpd.config.mix={clean: 1.0}",
+            "learners.rlpd.cache=5MiB",
+        ).processes()
+    )
+    config = found["learner-rlpd"].config
+    assert config.views == {"clean": {"intervened": False}}
+    assert (config.cache_bytes, config.encoders) == (5 * 2**20, {})
+    config.replay.parent.mkdir()
+    Store(config.replay).open(create=True).close()
+    with LearnerActor(config)._window(None) as data:
+        assert data.count("clean") == data.count("demos") == 0
+        with pytest.raises(ConfigError, match=r"unknown view; got dirty; .*sirius, clean"):
+            data.count("dirty")
+
+
+class Halves:
+    """An encoder as a plugin."""
+
+    config_type = HelpConfig
+    hash = "halves"
+
+    def __init__(self, config):
+        self.config = config
+
+    def encode(self, images):
+        return images[:, ::2].astype(np.float32)
+
+
+def test_encoders_are_plugins(monkeypatch) -> None:
+    points = [EntryPoint("halves", f"{__name__}:Halves", "user_system.encoders")]
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Halves.__module__])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    made = configs.make_encoder(configs.PluginConfig("halves", {"patience": 4}))
+    assert isinstance(made, Encoder)
+    assert made.config == HelpConfig(patience=4)
+    with pytest.raises(ConfigError, match=r"no encoders plugin is called 'thirds'.*halves"):
+        configs.make_encoder(configs.PluginConfig("thirds"))
+
+
+def test_an_encoder_needs_a_camera_that_is_recorded(tmp_path) -> None:
+    config = by_name(composer(tmp_path).processes())["learner-rlpd"].config
+    config = replace(config, encoders={"front": configs.PluginConfig("any")})
+    with pytest.raises(ConfigError, match="records no such camera; got front; allowed: none"):
+        check_cameras(config, configs.robot_spec(config.robot))

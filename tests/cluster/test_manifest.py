@@ -1,5 +1,6 @@
 """Every mistake in a manifest is one line: where, what, got, allowed, nearest."""
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Literal
 
 import pytest
 
-from user_system.cluster.manifest import Manifest, load_manifest
+from user_system.cluster.manifest import EncoderEntry, Manifest, load_manifest
 from user_system.cluster.parse import dump, load
 from user_system.core.errors import ConfigError
+from user_system.replay.views import parse_views
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class FakeConfig:
     mode: Literal["joint", "cartesian"] = "cartesian"
     mix: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(self.mix)
+
     def __post_init__(self) -> None:
         if self.layers[0] < 1:
             raise ConfigError("layers must be positive", got=self.layers)
@@ -32,6 +38,7 @@ KNOWN = {
     "cameras": {"realsense"},
     "tasks": {"sim.pick_cube"},
     "learners": {"rlpd"},
+    "encoders": {"resnet"},
 }
 
 
@@ -83,6 +90,29 @@ def test_a_good_one_becomes_typed_values(tmp_path: Path) -> None:
     assert manifest.robots["arm-1"].config == FakeConfig()
     assert manifest.run == Path("runs/demo")
     assert manifest.hosts == ["local"]
+
+
+VIEWED = GOOD.replace(
+    "    config: {utd: 2,",
+    """\
+    views:
+      clean: {robots: [arm-1], segments: [AUTO], since: 2026-01-31T12:00:00, until: 2026-03-01}
+      either: {any: [{success: true}, {segments: [DEMO]}]}
+    encoders: {front: {kind: resnet, config: {utd: 3}}}
+    cache: 1GiB
+    config: {mix: {clean: 0.5, demos: 0.5}, utd: 2,""",
+)
+
+
+def test_views_encoders_and_cache_of_a_learner(tmp_path: Path) -> None:
+    entry = read(tmp_path, VIEWED).learners["rlpd"]
+    assert entry.cache_bytes == 2**30
+    assert entry.encoders["front"] == EncoderEntry("resnet", FakeConfig(utd=3))
+    assert set(entry.views) == {"clean", "either"}
+    # What a process is told of them is JSON, and means the same.
+    told = json.loads(json.dumps(dump(entry.views)))
+    assert parse_views(told) == parse_views(entry.views)
+    assert parse_views(told)["clean"].since == 1769860800 * 10**9
 
 
 def test_command_line_overrides(tmp_path: Path) -> None:
@@ -164,6 +194,29 @@ BAD = [
      "lab.yaml:2: operators.ann.robots: not one of the robots; got 'arm-9'; allowed: arm-1. "
      "Did you mean 'arm-1'?"),
     ("name: demo", "name: [demo", "lab.yaml:2: not YAML: "),
+    ("    kind: rlpd",
+     "    kind: rlpd\n    views:\n      ok: {lead: 3}\n      bad: {segment: [AUTO]}",
+     "lab.yaml:15: learners.rlpd.views.bad: view 'bad' has an unknown clause; got segment; "
+     "allowed: segments, purposes, robots"),
+    ("    kind: rlpd", "    kind: rlpd\n    views: {bad: {segments: [AUTOS]}}",
+     "lab.yaml:13: learners.rlpd.views.bad: view 'bad', segments; got AUTOS; allowed: some of "),
+    ("    kind: rlpd", "    kind: rlpd\n    views: {demos: {robots: [arm-1]}}",
+     "lab.yaml:13: learners.rlpd.views.demos: view is built in; got demos; allowed: another name"),
+    ("    kind: rlpd", "    kind: rlpd\n    views: {bad: 3}",
+     "lab.yaml:13: learners.rlpd.views.bad: view 'bad'; got 3; allowed: clauses"),
+    ("    kind: rlpd", "    kind: rlpd\n    views: [demos]",
+     "lab.yaml:13: learners.rlpd.views: wrong type; got a list; allowed: a mapping"),
+    ("utd: 2", "mix: {demo: 1}", "lab.yaml:12: learners.rlpd: config draws from an unknown view; "
+     "got 'demo'; allowed: all, online, demos, human, prior, interventions, auto, eval, rac, "
+     "armada, sirius. Did you mean 'demos'?"),
+    ("    kind: rlpd", "    kind: rlpd\n    encoders: {front: {kind: resent}}",
+     "lab.yaml:13: learners.rlpd.encoders.front.kind: no encoders plugin is called 'resent'; "
+     "allowed: resnet"),
+    ("    kind: rlpd",
+     "    kind: rlpd\n    encoders: {front: {kind: resnet, config: {mod: joint}}}",
+     "lab.yaml:13: learners.rlpd.encoders.front.config.mod: unknown key; got 'mod'"),
+    ("    kind: rlpd", "    kind: rlpd\n    cache: 5",
+     "lab.yaml:13: learners.rlpd.cache: wrong type; got 5; allowed: a number with a unit"),
     ("  pick: {learner: rlpd}", "  pick: {learner: rlpd}\n  idle: {learner: rlpd}",
      "lab.yaml:17: actors.idle: no robot names this actor"),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Draws over the network: the same as on the replay's own host, whatever breaks in between."""
 
+import inspect
 import json
 import random
 import secrets
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comms import data_wire, silence
+from comms import data_priorities, data_wire, silence
 from comms.credentials import AllowList, Credentials
 from comms.data_answers import Answers
 from comms.data_client import RemoteData
@@ -37,11 +39,12 @@ from user_system.core.errors import (
     ConfigError,
     DamageError,
     LinkError,
+    PluginError,
     SecurityError,
     SpecError,
     StoreError,
 )
-from user_system.core.interfaces import Data, Draw, NotReady
+from user_system.core.interfaces import Data, Draw, NotReady, Priorities
 from user_system.core.types import Batch, Fragment
 from user_system.replay.sampler import ReplayData
 from user_system.replay.served import ServedData
@@ -543,6 +546,281 @@ def test_views_of_ones_own_travel_as_data(
     for views, says in [({"v": {"color": 1}}, "unknown clause"), ({"all": {}}, "built in")]:
         with pytest.raises(ConfigError, match=says):
             window(port, views=views).draw(MANY[0])
+
+
+# --- all that a local window offers ---------------------------------------------------------------
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def test_no_method_or_option_of_a_local_window_is_missing() -> None:
+    assert public(ReplayData) <= public(RemoteData)
+    options = [set(inspect.signature(kind).parameters) for kind in (ReplayData, RemoteData)]
+    assert options[0] - {"env"} <= options[1]
+    for name in public(ReplayData) - {"stats"}:
+        local, remote = (inspect.signature(getattr(k, name)) for k in (ReplayData, RemoteData))
+        assert local == remote, name
+
+
+PRIORITISED = (
+    Draw(16, weigh=Weigh("priority", power=0.8, floor=0.01, beta=0.5)),
+    Draw(6, unit="nstep", length=3, weigh=Weigh("priority", missing=0.1)),
+    Draw(16),
+)
+
+
+def prioritised(data: Any, rounds: int, seed: int, again: Callable[[], None]) -> Iterator[Batch]:
+    """Draw by priorities that follow from what was drawn, with guesses and questions in between."""
+    choose, numbers = random.Random(seed), np.random.default_rng(seed)
+    for _ in range(rounds):
+        again()
+        batch = data.draw(choose.choice(PRIORITISED))
+        yield batch
+        if choose.random() < 0.7:
+            data.prioritise(batch.ids, numbers.random(len(batch.ids)) * 10)
+        if choose.random() < 0.3:
+            data.count("online")
+
+
+def same_state(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if name != "priorities":
+            assert mine[name] == json.loads(json.dumps(value))
+            continue
+        for part in ("ids", "values"):
+            assert mine[name][part].dtype == value[part].dtype
+            assert mine[name][part].tolist() == value[part].tolist()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_priorities_are_those_of_a_local_window(
+    store: Store, reader: Reader, window: Callable[..., RemoteData], ahead: int
+) -> None:
+    local = ReplayData(store.env, seed=7)
+    remote = window(reader.start(), seed=7, ahead=ahead)
+    assert isinstance(remote, Priorities)
+    runs = prioritised(remote, 40, 1, lambda: None), prioritised(local, 40, 1, lambda: None)
+    for mine, theirs in zip(*runs, strict=True):
+        same(mine, theirs)
+        same_state(remote.state_dict(), local.state_dict())
+    assert local.state_dict()["priorities"]["ids"].size > 50
+    if ahead:
+        assert remote.stats()["ahead_used"] > 0, "what follows a priority is foreseen"
+
+
+def test_priorities_outlast_the_reader_and_the_link(
+    cutter: Any,
+    store: Store,
+    reader: Reader,
+    window: Callable[..., RemoteData],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_priorities, "AT_ONCE", 7)
+    cutter.target = reader.start()
+    local, remote = ReplayData(store.env, seed=5), window(cutter.port, seed=5, ahead=2)
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    choose, rounds = random.Random(seed), iter(range(1000))
+
+    def trouble() -> None:
+        if next(rounds) % 8 == 5:
+            reader.stop()
+            reader.start()
+        elif choose.random() < 0.5:
+            threading.Timer(choose.random() * 0.01, cutter.cut).start()
+
+    runs = prioritised(remote, 40, 1, trouble), prioritised(local, 40, 1, lambda: None)
+    for mine, theirs in zip(*runs, strict=True):
+        same(mine, theirs)
+    same_state(remote.state_dict(), local.state_dict())
+    assert remote.stats()["dialled"] > 5
+
+
+def test_either_kind_of_window_takes_over_priorities(
+    store: Store, reader: Reader, window: Callable[..., RemoteData]
+) -> None:
+    port = reader.start()
+    whole = ReplayData(store.env, seed=3)
+    expected = [b for _ in range(3) for b in prioritised(whole, 6, 9, lambda: None)]
+    first, second, third = ReplayData(store.env, seed=3), window(port), ReplayData(store.env)
+    found = list(prioritised(first, 6, 9, lambda: None))
+    second.load_state_dict(first.state_dict())
+    found += prioritised(second, 6, 9, lambda: None)
+    third.load_state_dict(second.state_dict())
+    found += prioritised(third, 6, 9, lambda: None)
+    for mine, theirs in zip(found, expected, strict=True):
+        same(mine, theirs)
+    second.load_state_dict(ReplayData(store.env, seed=3).state_dict())
+    assert "priorities" not in second.state_dict(), "those before belong to another life"
+    same(second.draw(PRIORITISED[0]), ReplayData(store.env, seed=3).draw(PRIORITISED[0]))
+
+
+def test_priorities_that_were_not_heard_to_be_taken_are_undone(store: Store) -> None:
+    request = PRIORITISED[0]
+    window, never = ServedData(store.env, seed=1), ReplayData(store.env, seed=1)
+    answers = Answers(window, 0, batch_bytes=1 << 20, kept_bytes=1 << 20)
+    ids = never.draw(request).ids
+    assert decoded(answers.answer(ask(1, 0, pb.DATA_KIND_DRAW, request)))[0] == ids.tolist()
+    for number, value in ((2, 5.0), (3, 1e6)):
+        values = np.full(len(ids), value, np.float32)
+        said = pb.DataAsk(
+            kind=pb.DATA_KIND_PRIORITISE,
+            number=number,
+            delivered=number - 1,
+            content=data_wire.encode_priorities(ids, values),
+        )
+        once, twice = answers.answer(said), answers.answer(said)
+        assert once == twice
+        assert b"priorities" not in once, "states are sent with every batch"
+    never.prioritise(ids, np.full(len(ids), 5.0))
+    got = decoded(answers.answer(ask(3, 2, pb.DATA_KIND_DRAW, request)))[0]
+    assert got == never.draw(request).ids.tolist()
+    assert answers.figures["undone"] == 1
+
+
+def test_priorities_that_are_none_are_refused_in_the_same_words(
+    store: Store, reader: Reader, window: Callable[..., RemoteData]
+) -> None:
+    remote, local = window(reader.start()), ReplayData(store.env)
+    ids = remote.draw(MANY[0]).ids
+    same(remote.draw(MANY[1]), [local.draw(request) for request in MANY[:2]][1])
+    bad = [
+        (ids.astype(np.int64), np.ones(16)),
+        (ids, np.ones(15)),
+        (ids, np.full(16, np.nan)),
+        (ids, np.full(16, "much")),
+    ]
+    for said_ids, said_values in bad:
+        said = []
+        for data in (remote, local):
+            with pytest.raises(SpecError) as error:
+                data.prioritise(said_ids, said_values)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+    gone = np.array([2**63 - 1], np.uint64)
+    for data in (remote, local):
+        data.prioritise(gone, np.ones(1))  # of a step that left the store: passed over
+    same(remote.draw(PRIORITISED[0]), local.draw(PRIORITISED[0]))
+
+
+def test_an_empty_store_has_nothing_to_prioritise(
+    tmp_path: Path, serving: Callable[[Make], Reader], window: Callable[..., RemoteData]
+) -> None:
+    with Store(tmp_path / "empty").open(create=True) as empty:
+        reader = serving(lambda opening: ServedData(empty.env))
+        said = []
+        for data in (window(reader.start()), ReplayData(empty.env)):
+            assert data.names() == []
+            with pytest.raises(NotReady) as error:
+                data.prioritise(np.zeros(1, np.uint64), np.ones(1))
+            said.append(str(error.value))
+        assert said[0] == said[1]
+        reader.stop()
+
+
+def test_names_and_refresh_are_those_of_a_local_window(
+    store: Store,
+    serving: Callable[[Make], Reader],
+    window: Callable[..., RemoteData],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    reader = serving(lambda o: ServedData(store.env, seed=o.seed, follow=o.follow))
+    remote = window(reader.start(), follow=False, ahead=2)
+    local = ReplayData(store.env, follow=False)
+    for data in (remote, local):
+        with pytest.raises(NotReady):
+            data.draw(MANY[0])
+        assert data.refresh()
+    for k in (60, 65):
+        for _ in range(3):
+            same(remote.draw(MANY[0]), local.draw(MANY[0]))
+        assert remote.names() == local.names() != []
+        fill(store, make_fragment, k, k + 5)
+        same(remote.draw(MANY[0]), local.draw(MANY[0]))
+        assert remote.refresh() is local.refresh() is True
+        assert remote.refresh() is local.refresh() is False
+        same_state(remote.state_dict(), local.state_dict())
+    same(remote.draw(MANY[0]), local.draw(MANY[0]))
+    reader.stop()
+
+
+class Sums:
+    """A frozen encoder that counts what it was given."""
+
+    hash = "sums"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        self.seen += len(images)
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        return np.stack([flat.sum(1), flat.max(1), flat[:, 0] + 1], 1)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2000, 1 << 20])
+def test_features_are_those_of_a_local_window(
+    store: Store, reader: Reader, window: Callable[..., RemoteData], cache_bytes: int
+) -> None:
+    mine, theirs = Sums(), Sums()
+    local = ReplayData(store.env, seed=4, encoders={"wrist": theirs})
+    remote = window(reader.start(), seed=4, encoders={"wrist": mine}, cache_bytes=cache_bytes)
+    for one, other in zip(script(remote, 25, 3), script(local, 25, 3), strict=True):
+        same(one, other)
+    assert remote.stats()["features_made"] == mine.seen >= theirs.seen > 0
+    assert remote.stats()["feature_cache_bytes"] <= cache_bytes
+    if cache_bytes == 1 << 20:
+        assert mine.seen == theirs.seen, "each image once"
+        mine.hash = "others"
+        remote.draw(MANY[0])
+        assert mine.seen > theirs.seen, "features of other weights are made anew"
+
+
+def test_an_encoder_of_no_camera_is_refused_in_the_same_words(
+    store: Store, reader: Reader, window: Callable[..., RemoteData]
+) -> None:
+    encoders = {"front": Sums()}
+    said = []
+    for data in (
+        window(reader.start(), encoders=encoders),
+        ReplayData(store.env, encoders=encoders),
+    ):
+        with pytest.raises(ConfigError) as error:
+            data.draw(MANY[0])
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert "encoder of no camera; got ['front']; allowed: wrist" in said[0]
+
+
+def test_rows_that_could_not_be_encoded_are_not_consumed(
+    store: Store, reader: Reader, window: Callable[..., RemoteData]
+) -> None:
+    whole = ReplayData(store.env)
+    expected = [whole.consume(Draw(4)).ids.tolist() for _ in range(4)]
+    port = reader.start()
+    for make in (partial(window, port, ahead=2), partial(ReplayData, store.env)):
+        encoder = Sums()
+        data = make(encoders={"wrist": encoder})
+        found = [data.consume(Draw(4)).ids.tolist() for _ in range(2)]
+        encoder.encode = lambda images: images * np.nan  # type: ignore[method-assign]
+        with pytest.raises(PluginError):
+            data.consume(Draw(4))
+        del encoder.encode
+        found += [data.consume(Draw(4)).ids.tolist() for _ in range(2)]
+        assert found == expected
+
+
+def test_what_is_restored_comes_before_anything_is_drawn(store: Store) -> None:
+    answers = Answers(ServedData(store.env), 0, batch_bytes=1 << 20, kept_bytes=1 << 20)
+    ids = np.array(decoded(answers.answer(ask(1, 0, pb.DATA_KIND_DRAW, Draw(3))))[0], np.uint64)
+    content = data_wire.encode_priorities(ids, np.ones(3, np.float32))
+    said = pb.DataAsk(kind=pb.DATA_KIND_RESTORE, content=content)
+    assert "restored before anything is drawn" in str(decoded(answers.answer(said))[0])
+    ahead = ask(2, 1, pb.DATA_KIND_REFRESH, Draw(1), ahead=True, max_bytes=1 << 20)
+    assert answers.answer(ahead) == SKIPPED, "only draws are foreseen"
 
 
 # --- breaks ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from user_system.codec import fragments as codec_of_fragments
 from user_system.codec.arrays import DTYPES
 from user_system.core.errors import DamageError, SpecError, UserSystemError
 from user_system.core.ports import Manifest, TensorEntry
-from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
+from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment, Stream
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -336,6 +336,10 @@ def spec() -> RobotSpec:
         control_hz=20.0,
         home=(0.0, 0.05),
         resettable=True,
+        streams={
+            "force": StreamSpec(Field((3,), "float32", "N", "tcp"), 500.0),
+            "sound": StreamSpec(Field((), "int16"), 8000.0),
+        },
     )
 
 
@@ -362,6 +366,9 @@ def test_specs_come_back() -> None:
         lambda m: m.observation.add().CopyFrom(m.observation[0]),
         lambda m: m.observation.add(name="evil", dtype="object"),
         lambda m: m.cameras.add(name="big", dtype="uint8", shape=[1 << 31, 1 << 31]),
+        lambda m: m.streams.add().CopyFrom(m.streams[0]),
+        lambda m: setattr(m.streams[0], "hz", float("nan")),
+        lambda m: setattr(m.streams[0].field, "dtype", "object"),
         lambda m: m.Clear(),
     ],
 )

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from user_system.core.errors import SpecError
-from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, validate_observation
+from user_system.core.specs import (
+    ActionSpec,
+    Field,
+    Limits,
+    RobotSpec,
+    StreamSpec,
+    validate_observation,
+)
 
 LIMITS = Limits(
     names=("x", "y", "grip"),
@@ -110,6 +117,14 @@ def test_contradictory_limits_are_refused(changes, message):
 def test_contradictory_actions_are_refused(changes, message):
     with pytest.raises(SpecError, match=message):
         dataclasses.replace(ACTION, **changes)
+
+
+def test_a_stream_has_a_name_of_its_own():
+    force = StreamSpec(Field((3,), "float32", "N"), 100.0)
+    assert dataclasses.replace(ROBOT, streams={"force": force}).schema == ROBOT.schema
+    for name in ("joints", "wrist"):
+        with pytest.raises(SpecError, match=f"name of an observation; got {name}"):
+            dataclasses.replace(ROBOT, streams={name: force})
 
 
 setpoints = st.tuples(st.floats(-0.9, 0.9), st.floats(-0.9, 0.9), st.floats(0, 0.08)).map(np.array)

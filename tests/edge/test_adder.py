@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from user_system.codec.fragments import check
 from user_system.core.specs import Field, PolicySpec
-from user_system.core.types import End, Purpose, Segment
+from user_system.core.types import End, Purpose, Segment, Stream
 from user_system.edge.adder import Adder, Producer
 from user_system.edge.arbiter import Proposal
 from user_system.edge.messages import Assignment
@@ -200,3 +200,50 @@ def test_declared_extras_fill_every_row(spec):
     assert fragment.extras["value"][0] == 0.5
     assert np.isnan(fragment.extras["value"][1])
     assert fragment.extras["tag"].tolist() == [[1, 2], [0, 0]]
+
+
+def touch(stamps):
+    stamps = np.array(stamps, np.int64)
+    return {"touch": Stream(stamps, stamps[:, None].astype(np.float64))}
+
+
+@given(steps=st.integers(1, 20), stamps=st.sets(st.integers(0, 21 * 100), max_size=200))
+@settings(max_examples=60)
+def test_every_sample_once_in_the_fragment_of_its_time(processes, steps, stamps):
+    adder = make(processes.SPEC)
+    stamps = [stamp * 1_000_000 for stamp in sorted(stamps)]
+    fragments, begun = [], -1
+    for n in range(steps + 1):
+        now = n * PERIOD + 1
+        adder.sense(touch([stamp for stamp in stamps if begun < stamp <= now]))
+        begun = now
+        if n < steps:
+            fragments += drive(adder, 1, begin=n)
+    fragments += finish(adder, steps)[0]
+    came = []
+    for fragment, then in zip(fragments, [*fragments[1:], None], strict=True):
+        check(fragment)
+        if "touch" not in fragment.streams:
+            continue
+        part = fragment.streams["touch"]
+        assert (part.values[:, 0] == part.stamps).all()
+        first = fragment.robot_ns[0] if came or fragment.header.start else 0
+        until = fragment.robot_ns[-1] + 1 if then is None else then.robot_ns[0]
+        assert ((first <= part.stamps) & (part.stamps < until)).all()
+        came += part.stamps.tolist()
+    assert came == [stamp for stamp in stamps if stamp <= steps * PERIOD + 1]
+
+
+def test_samples_end_with_the_episode(spec):
+    adder = make(spec)
+    adder.sense(touch([1, 2]))
+    drive(adder, 3)
+    adder.sense(touch([PERIOD, 2 * PERIOD + 5]))
+    # The second step was the last one: what came after its next observation is of no episode.
+    fragments, _ = finish(adder, 3, index=1)
+    assert fragments[-1].robot_ns[-1] == 2 * PERIOD + 1
+    assert fragments[-1].streams["touch"].stamps.tolist() == [1, 2, PERIOD]
+    adder.begin(Assignment("arm", Purpose.TRAIN, "reach", 1, "e2"), None)
+    drive(adder, 2)
+    fragments, _ = finish(adder, 2)
+    assert not fragments[0].streams

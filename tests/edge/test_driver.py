@@ -1,12 +1,16 @@
 """The driver by itself: what it remembers, what it refuses, when it holds."""
 
+import dataclasses
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from user_system.core.interfaces import Resettable, Robot
+from user_system.core.errors import SpecError
+from user_system.core.interfaces import Resettable, Robot, Sampled
+from user_system.core.specs import Field, StreamSpec
+from user_system.core.types import Stream
 from user_system.edge import keep
 from user_system.edge.driver import DriverConfig, DriverServer, Paced
 from user_system.edge.driver_link import DriverLink
@@ -101,8 +105,6 @@ def test_smaller_tokens_are_fenced_off_for_good(bench, wait_for):
 
 
 def test_silence_means_hold_and_long_silence_a_fault(tmp_path, processes, wait_for):
-    import dataclasses
-
     robot = processes.PointMass(tmp_path / "log", rate=5.0)
     robot.spec = dataclasses.replace(processes.SPEC, stop_after_ms=1000.0)
     bench = Bench(tmp_path, robot).start()
@@ -246,3 +248,92 @@ def test_a_robot_that_reports_nonsense_is_in_fault(bench, wait_for):
     wait_for(bench.telemetry, "telemetry")
     bench.robot._goal = np.full(2, np.nan, np.float32)
     wait_for(lambda: "'goal' is not finite" in bench.telemetry().reading.fault, "a fault")
+
+
+class Feeling:
+    """A point mass that feels something every 4 ms of its clock."""
+
+    def __init__(self, processes, log):
+        class Robot(processes.PointMass):
+            spec = dataclasses.replace(
+                processes.SPEC, streams={"force": StreamSpec(Field((3,), "float32", "N"), 250.0)}
+            )
+            felt, bad = 0, False
+
+            def connect(self):
+                super().connect()
+                self.felt = self._now() // 4_000_000
+
+            def samples(self):
+                due = self._now() // 4_000_000
+                stamps = np.arange(self.felt + 1, due + 1, dtype=np.int64) * 4_000_000
+                self.felt = due
+                kind = np.float64 if self.bad else np.float32
+                return {"force": Stream(stamps, np.ones((len(stamps), 3), kind))}
+
+        self.robot = Robot(log, rate=1.0)
+
+
+@pytest.fixture
+def feeling(tmp_path, processes):
+    made = Bench(tmp_path, Feeling(processes, tmp_path / "log").robot)
+    made.start()
+    yield made
+    made.stop()
+    made.link.close()
+
+
+def test_samples_come_with_periods_each_once(feeling, wait_for):
+    assert isinstance(feeling.robot, Sampled)
+    came = []
+
+    def enough():
+        came.extend(feeling.link.poll())
+        return sum(seen.period for seen in came) > 8
+
+    wait_for(enough, "periods")
+    assert feeling.link.spec == feeling.robot.spec
+    assert not any(seen.samples for seen in came if not seen.period)
+    stamps = np.concatenate([seen.samples["force"].stamps for seen in came if seen.period])
+    assert (np.diff(stamps) == 4_000_000).all(), "none lost, none twice"
+    assert came[-1].samples["force"].values.tolist()[0] == [1.0, 1.0, 1.0]
+
+
+def test_samples_wait_for_room_in_the_ring(feeling, wait_for):
+    wait_for(feeling.telemetry, "telemetry")
+    send, refused = feeling.server.link.send, []
+
+    def full(meta, arrays=None):
+        if meta["k"] == "reading" and meta["gate"]["period"] and len(refused) < 3:
+            refused.append(arrays["t/force"])
+            return False
+        return send(meta, arrays)
+
+    feeling.server.link.send = full
+    came = []
+
+    def after():
+        came.extend(seen for seen in feeling.link.poll() if seen.period)
+        return len(refused) == 3 and came and came[-1].reading.robot_ns > refused[-1][-1] + 10**8
+
+    wait_for(after, "a period after those refused")
+    stamps = np.concatenate([seen.samples["force"].stamps for seen in came])
+    assert (np.diff(stamps) == 4_000_000).all()
+    assert set(refused[2]) <= set(stamps)
+    assert set(refused[0]) < set(refused[2]), "what was refused waits for the next period"
+    assert feeling.server.stats()["samples_dropped"] == 0
+
+
+def test_a_robot_that_samples_nonsense_is_in_fault(feeling, wait_for):
+    wait_for(feeling.telemetry, "telemetry")
+    feeling.robot.bad = True
+    wait_for(lambda: "did not declare" in feeling.telemetry().reading.fault, "a fault")
+    assert "'force'" in feeling.seen.reading.fault
+
+
+def test_streams_that_nobody_delivers_are_refused(tmp_path, processes):
+    robot = processes.PointMass(tmp_path / "log")
+    robot.spec = Feeling(processes, tmp_path / "log").robot.spec
+    config = DriverConfig("arm", tmp_path / "d", tmp_path / "memory")
+    with pytest.raises(SpecError, match=r"delivers none.*force.*samples\(\)"):
+        DriverServer(config, robot)

@@ -12,7 +12,7 @@ from user_system.core.errors import StoreError
 from user_system.core.interfaces import Draw, Judgement, ResetPlan
 from user_system.core.modes import Mode
 from user_system.core.ports import Refused
-from user_system.core.types import End, Plan, Purpose, Reading, Segment
+from user_system.core.types import End, Plan, Purpose, Reading, Segment, Stream
 from user_system.edge import loop
 from user_system.edge.adder import Adder, Producer
 from user_system.edge.arbiter import Arbiter
@@ -64,8 +64,14 @@ class HandDriver:
                     released=self.released,
                     scene=self.scenes,
                     holding=self.holding,
+                    samples=self.samples(),
                 )
             )
+
+    def samples(self):
+        """Four in the period that ends now; the last one as old as its reading."""
+        stamps = self.period * PERIOD - np.arange(3, -1, -1) * PERIOD // 4
+        return {"touch": Stream(stamps, stamps[:, None].astype(np.float32))}
 
     def poll(self):
         ready, self.ready = self.ready, []
@@ -744,3 +750,22 @@ def test_what_is_drawn_is_what_happened(make_hand, tmp_path, seed):
     steps = np.round((rows.next_observation["position"] - rows.observation["position"]) / 0.01)
     assert (steps[:, 0] <= 3).all()
     store.close()
+
+
+def test_samples_are_recorded_up_to_the_last_observation(hand):
+    hand.until_auto()
+    for done in (6, 3):
+        hand.room.fragments.clear()
+        hand.worker.judge = lambda step, done=done: Judgement(0.0, step == done, success=True)
+        for _ in range(20):
+            hand.go()
+            if hand.room.fragments and hand.room.fragments[-1].final:
+                break
+        fragments = hand.room.fragments
+        times = columns(fragments, "robot_ns")
+        stamps = np.concatenate([f.streams["touch"].stamps for f in fragments])
+        assert len(times) == done + 2
+        assert stamps.tolist() == list(
+            range(times[0] - 3 * PERIOD // 4, times[-1] + 1, PERIOD // 4)
+        )
+        hand.assign()

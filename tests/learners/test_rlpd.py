@@ -1,6 +1,6 @@
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ from learners.rlpd.learner import RlpdLearner
 from learners.rlpd.losses import Losses, Rows
 from learners.rlpd.policy import actor_layout
 from learners.testing import SPEC, LearnerContract, observe, synthetic_data
+from user_system.cluster.parse import load
+from user_system.core.draws import Draw, PresetName
 from user_system.core.errors import ConfigError, PluginError
 from user_system.core.interfaces import NotReady
-from user_system.core.types import End, Weights
+from user_system.core.types import Batch, End, Weights
+from user_system.replay.presets import PRESETS, resolve
 
 SMALL = RlpdConfig(hidden=(32, 32), batch=64, start_after=10)
 
@@ -51,7 +54,7 @@ def test_the_defaults_are_hil_serls() -> None:
     assert (c.gamma, c.tau, c.alpha, c.learning_rate) == (0.97, 0.005, 1e-2, 3e-4)
     assert (c.hidden, c.activation, c.critics, c.batch) == ((256, 256), "tanh", 2, 256)
     assert (c.actor_every, c.backup_entropy, c.target_entropy) == (2, False, None)
-    assert c.mix == {"online": 0.5, "prior": 0.5}
+    assert c.draw(256).mix == PRESETS["hil_serl"].mix == {"online": 0.5, "prior": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,64 @@ def test_the_defaults_are_hil_serls() -> None:
 def test_impossible_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         RlpdConfig(**bad)
+
+
+class Asked:
+    """Notes what is asked for, and is never ready."""
+
+    def __init__(self) -> None:
+        self.requests: list[Draw] = []
+
+    def count(self, view: str = "all") -> int:
+        return 10**6
+
+    def draw(self, request: Draw) -> Batch:
+        self.requests.append(request)
+        raise NotReady
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("normalise", ["data", "range"])
+def test_every_preset_can_be_learned_from(name: str, normalise: str) -> None:
+    data = Asked()
+    config = replace(SMALL, preset=name, nstep=3, normalise=normalise)
+    with pytest.raises(NotReady):
+        learner(config, data).update()  # type: ignore[arg-type]
+    (request,) = data.requests
+    wanted = resolve(request)
+    assert (wanted.mix, wanted.weigh) == (PRESETS[name].mix, PRESETS[name].weigh)
+    assert wanted.cross_views == PRESETS[name].cross_views
+    assert request.length == (3 if normalise == "range" else 1)
+
+
+def test_a_mix_of_ones_own_is_drawn() -> None:
+    data = Asked()
+    with pytest.raises(NotReady):
+        learner(replace(SMALL, mix={"mine": 1.0}, normalise="range"), data).update()  # type: ignore[arg-type]
+    assert data.requests[0].mix == {"mine": 1.0}
+    assert RlpdConfig(mix={"mine": 1.0}).views == ("mine",)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"preset": "sirus"}, "unknown preset; got sirus; allowed: rlpd, hil_serl, hg_dagger"),
+        ({"preset": "rac", "mix": {"human": 1.0}}, "got preset 'rac' and a mix of human"),
+    ],
+)
+def test_a_preset_is_one_of_the_published_and_stands_alone(bad: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        RlpdConfig(**bad)
+
+
+def test_all_presets_have_a_name_that_configurations_know() -> None:
+    assert get_args(PresetName) == tuple(PRESETS)
+
+
+def test_a_manifest_chooses_a_preset() -> None:
+    assert load(RlpdConfig, {"preset": "sirius"}).preset == "sirius"
+    with pytest.raises(ConfigError, match=r"not one of the choices; got 'sirus'.*Did you mean 'si"):
+        load(RlpdConfig, {"preset": "sirus"})
 
 
 def losses(config: RlpdConfig = SMALL) -> Losses:

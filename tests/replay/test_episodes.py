@@ -132,7 +132,7 @@ def test_damaged_images_are_left_out_or_raised_but_never_replaced(store, recorde
 
 @pytest.mark.parametrize(
     "change",
-    [{"task": "other"}, {"purpose": Purpose.EVAL}, {"boot": "again"}],
+    [{"task": "other"}, {"purpose": Purpose.EVAL}],
     ids=lambda change: next(iter(change)),
 )
 def test_what_does_not_fit_is_not_joined(store, recorder, change):

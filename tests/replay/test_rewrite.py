@@ -1,5 +1,6 @@
 """Stores written anew: compacted, merged, brought to today's format, backed up and restored."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from user_system.codec import arrays
 from user_system.core.errors import DamageError, SpecError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.replay import backup, rewrite, tables, verify
+from user_system.replay.order import Order
 from user_system.replay.salvage import salvage
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store, reader
@@ -180,6 +182,56 @@ def test_merging_rows_that_do_not_stack_is_refused(two, tmp_path, recorder):
         store.append(other.run_episode(4))
     with pytest.raises(SpecError, match="'cam' differs"):
         rewrite.rewrite([two[0], tmp_path / "c"], tmp_path / "all")
+
+
+@pytest.fixture
+def backwards(tmp_path, recorder, monkeypatch):
+    """A store whose second fragment is earlier than the first, and what its door says today."""
+    fragments = recorder("late", cameras={"cam": (40, 40, 3)}, extras=True).run_episode(12)
+    early = dataclasses.replace(fragments[1], robot_ns=fragments[1].robot_ns - 10**12)
+    with monkeypatch.context() as patch, Store(tmp_path / "late").open(create=True) as store:
+        patch.setattr(Order, "refusal", lambda *_: "")
+        assert not store.append([fragments[0], early, fragments[2]])
+    with Store(tmp_path / "new").open(create=True) as store:
+        (refused,) = store.append([fragments[0], early])
+    return tmp_path / "late", refused.reason
+
+
+@pytest.mark.parametrize("way", ["compact", "merge", "salvage"])
+def test_time_that_runs_backwards_is_copied_and_named(backwards, tmp_path, caplog, way):
+    path, reason = backwards
+    before = rows(path)
+    if way == "compact":
+        assert rewrite.compact(path).backwards == 1
+    elif way == "merge":
+        done = rewrite.rewrite([path], tmp_path / "all")
+        assert (done.records, done.backwards, done.damaged) == (3, 1, 0)
+        assert rewrite.rewrite([path], tmp_path / "all").backwards == 0, "they are there already"
+        path = tmp_path / "all"
+    else:
+        salvage(path, tmp_path / "saved")
+        path = tmp_path / "saved"
+    assert same(rows(path), before)
+    named = [record.getMessage() for record in caplog.records if "backwards" in record.getMessage()]
+    assert len(named) == 1
+    assert named[0].endswith(reason), "in the words of the store's door"
+
+
+def test_a_fragment_that_goes_back_behind_what_was_merged_is_refused(tmp_path, recorder):
+    """What was adopted counts as what is there, also before the store was opened again."""
+    fragments = recorder("c", cameras={"cam": (40, 40, 3)}).run_episode(8)
+    early = dataclasses.replace(fragments[1], robot_ns=fragments[1].robot_ns - 10**12)
+    with Store(tmp_path / "c").open(create=True) as store:
+        store.append(fragments[:1])
+    with Store(tmp_path / "all").open(create=True) as store:
+        rewrite._Copy(tmp_path / "c", store, lambda *_: None).run()
+        (refused,) = store.append([early])
+    assert "robot_ns runs backwards" in refused.reason
+
+
+def test_merging_what_is_in_order_names_nothing(two, tmp_path, caplog):
+    assert rewrite.rewrite(two, tmp_path / "all").backwards == 0
+    assert not [r for r in caplog.records if "backwards" in r.getMessage()]
 
 
 def test_a_backup_taken_while_writing_is_a_sound_moment_of_it(tmp_path, recorder):

@@ -316,6 +316,14 @@ def test_whose_a_source_is_is_known_wherever_it_goes(tmp_path, recorder, way):
         assert store.expected("arm", 1) == 2
 
 
+def test_merging_two_lives_of_one_name_loses_neither(tmp_path, recorder):
+    for boot in ("one", "two"):
+        with Store(tmp_path / boot).open(create=True) as store:
+            store.append(lived(recorder().run_episode(8), boot))
+    with pytest.raises(SpecError, match="another process"):
+        rewrite.rewrite([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+
+
 def test_a_store_that_never_knew_whose_they_are_takes_them(store, recorder):
     first, second = lived(recorder().run_episode(8), "one")
     store.append([first])

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from robots.testing import RobotContract
 from user_system.core.clock import SECOND
 from user_system.core.errors import LinkError, UserSystemError
 from user_system.core.interfaces import Robot
-from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
-from user_system.core.types import Reading
+from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
+from user_system.core.types import Reading, Stream
 
 SPEC = RobotSpec(
     kind="pretend",
@@ -23,6 +24,7 @@ SPEC = RobotSpec(
     home=(0.0, 0.0),
 )
 RATE = 20.0
+STEP = SECOND // 100
 
 
 class Honest:
@@ -170,6 +172,49 @@ class Forgetful(Honest):
         super().close()
 
 
+class Feeling(Honest):
+    """Feels something every 10 ms of its clock."""
+
+    felt = 0
+
+    @property
+    def spec(self) -> RobotSpec:
+        return replace(SPEC, streams={"force": StreamSpec(Field((3,), unit="N"), 100.0)})
+
+    def connect(self) -> None:
+        super().connect()
+        self.felt = self.read().robot_ns // STEP
+
+    def samples(self):
+        due = self.read().robot_ns // STEP
+        stamps = np.arange(self.felt + 1, due + 1, dtype=np.int64) * STEP
+        self.felt = self.kept(due)
+        return {"force": Stream(stamps, np.zeros((len(stamps), 3), np.float32))}
+
+    def kept(self, due: int) -> int:
+        return due
+
+
+class TestFeeling(TestHonest):
+    def make(self) -> Robot:
+        return Feeling()
+
+
+class Repeating(Feeling):
+    def kept(self, due: int) -> int:
+        return due - 1
+
+
+class Numb(Feeling):
+    samples = None
+
+
+class Hasty(Feeling):
+    @property
+    def spec(self) -> RobotSpec:
+        return replace(SPEC, streams={"force": StreamSpec(Field((3,), unit="N"), 20.0)})
+
+
 @pytest.mark.parametrize(
     ("robot", "test"),
     [
@@ -185,6 +230,9 @@ class Forgetful(Honest):
         (Undead, "test_close_is_idempotent_and_final"),
         (Fussy, "test_close_is_idempotent_and_final"),
         (Forgetful, "test_connects_again_without_a_fault"),
+        (Repeating, "test_samples_what_it_declares"),
+        (Numb, "test_samples_what_it_declares"),
+        (Hasty, "test_samples_what_it_declares"),
         (Alien, "test_errors_are_ours"),
     ],
 )

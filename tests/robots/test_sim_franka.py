@@ -66,6 +66,12 @@ class TestCartesianContract(SimContract):
         self.config = SimFrankaConfig(socket=cartesian_world.socket)
 
 
+class TestWristContract(SimContract):
+    @pytest.fixture(autouse=True)
+    def _world(self, cartesian_world):
+        self.config = SimFrankaConfig(socket=cartesian_world.socket, wrist_hz=250.0)
+
+
 class TestJointContract(SimContract):
     reach = 0.02
 

@@ -8,6 +8,7 @@ from robots.sim.pacer import PATIENCE_NS, Pacer
 from robots.sim.state import PARTS, SIZE, cartesian_setpoint, joint_setpoint, observe, part
 from user_system.core.clock import MS, SECOND
 from user_system.core.errors import ConfigError
+from user_system.core.types import Stream
 
 
 def test_state_parts_tile_the_vector():
@@ -98,3 +99,15 @@ def test_pacer_catches_up_a_little_and_slips_a_lot():
 def test_impossible_paces_are_refused(rate):
     with pytest.raises(ConfigError):
         Pacer(rate, 0, 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 250])
+def test_samples_at_the_wrist_survive_the_line(count):
+    stamps = np.arange(count, dtype=np.int64) << 40
+    values = np.random.default_rng(0).normal(size=(count, 6))
+    packet = link.pack_wrist(Stream(stamps, values))
+    assert packet[:1] == link.WRIST
+    assert len(packet) <= link.MAX_PACKET
+    got = link.unpack_wrist(packet)
+    np.testing.assert_array_equal(got.stamps, stamps)
+    np.testing.assert_array_equal(got.values, values.astype(np.float32))

@@ -14,8 +14,8 @@ from robots.sim.layout import cube_pose
 from robots.sim.model import Scene
 from robots.sim.physics import READY, Physics, tool_pose
 from robots.sim.state import cartesian_setpoint, joint_setpoint, part
-from user_system.core.clock import MS
-from user_system.core.errors import SpecError
+from user_system.core.clock import MS, SECOND
+from user_system.core.errors import ConfigError, SpecError
 
 
 @pytest.fixture
@@ -333,3 +333,56 @@ def test_tool_pose_is_relative_to_tool_down(physics):
     pose = tool_pose(physics.data, physics.model.site("tcp").id)
     np.testing.assert_allclose(pose[3:], 0, atol=1e-4)
     assert SimFrankaConfig().limits.clip(np.array(HOME)).tolist() == list(HOME)
+
+
+@pytest.mark.parametrize("hz", [50.0, 100.0, 250.0, 500.0])
+def test_the_wrist_bears_what_the_hand_weighs(physics, home, hz):
+    box = box_of(physics)
+    follow(box, home, 20)
+    physics.wrist.sense(hz)
+    begun = physics.robot_ns
+    follow(box, home, 50)
+    samples = physics.wrist.take()
+    period = SECOND // int(hz)
+    assert samples.stamps.tolist() == list(
+        range(-(-begun // period) * period, begun + SECOND // 2, period)
+    )
+    weight = 9.81 * (fr3.HAND_MASS + 2 * fr3.FINGER_MASS)
+    np.testing.assert_allclose(samples.values[:, 2], -weight, rtol=0.02)
+    np.testing.assert_allclose(samples.values[:, :2], 0.0, atol=0.05 * weight)
+    assert not len(physics.wrist.take().stamps)
+
+
+def test_the_wrist_feels_what_the_hand_accelerates_and_lifts(physics, home):
+    box = box_of(physics)
+    follow(box, home, 20)
+    physics.wrist.sense(500.0)
+    for z in np.linspace(0.2, 0.3, 20):
+        home[2] = z
+        follow(box, home, 1)
+    moving = physics.wrist.take().values[:, 2]
+    follow(box, home, 100)
+    resting = physics.wrist.take().values[-100:, 2]
+    # Upwards at first, which is against the tool's axis, then slower again.
+    assert moving.min() < resting.mean() - 0.5
+    assert resting.std() < 0.1
+
+
+def test_a_sensor_changes_nothing_about_the_motion(home):
+    home[0] += 0.05
+    ends = []
+    for hz in (0.0, 500.0):
+        physics = Physics(Scene())
+        physics.wrist.sense(hz)
+        box = box_of(physics)
+        follow(box, home, 100)
+        ends.append(box.state())
+    np.testing.assert_array_equal(*ends)
+
+
+def test_the_wrist_has_the_rates_of_the_physics(physics):
+    with pytest.raises(ConfigError, match=r"333.*50\.0.*500\.0"):
+        physics.wrist.sense(333.0)
+    with pytest.raises(ConfigError, match="wrist_hz"):
+        SimFrankaConfig(wrist_hz=333.0)
+    assert not spec_of(SimFrankaConfig()).streams

@@ -13,7 +13,7 @@ from user_system.cluster.parse import Parser
 from user_system.cluster.tree import Problems, from_plain
 from user_system.core.errors import ConfigError
 from user_system.core.helping import HelpConfig
-from user_system.core.interfaces import LearnerPlugin, Robot, Task
+from user_system.core.interfaces import Encoder, LearnerPlugin, Robot, Task
 from user_system.core.registry import Registry
 from user_system.core.schedule import ScheduleConfig
 from user_system.core.specs import RobotSpec
@@ -196,6 +196,12 @@ class LearnerHostConfig:
     ahead: int
     """Batches that come before they are asked for, where they come over the network."""
     ahead_bytes: int
+    views: Mapping[str, Any]
+    """Views of its own: name -> clauses."""
+    encoders: Mapping[str, PluginConfig]
+    """Camera -> encoder."""
+    cache_bytes: int
+    """Memory for decoded images and features."""
     directory: Path
     """Checkpoints."""
     log: Path
@@ -258,6 +264,12 @@ def make_task(plugin: PluginConfig) -> Task:
     """Build a task."""
     cls: Any = Registry[Any]("tasks").get(plugin.kind)
     return cast(Task, cls(_config(cls, plugin, {})))
+
+
+def make_encoder(plugin: PluginConfig) -> Encoder:
+    """Build a frozen encoder."""
+    cls: Any = Registry[Any]("encoders").get(plugin.kind)
+    return cast(Encoder, cls(_config(cls, plugin, {})))
 
 
 def learner_plugin(plugin: PluginConfig) -> tuple[LearnerPlugin, Any]:

@@ -14,12 +14,14 @@ from comms.weights import WeightPublisher
 from learners.checkpoints import Checkpoints
 from learners.runner import Modules, Runner, RunnerConfig
 from user_system.cluster import dial
-from user_system.cluster.configs import LearnerHostConfig, learner_plugin, robot_spec
-from user_system.core.errors import LinkError
+from user_system.cluster.configs import LearnerHostConfig, learner_plugin, make_encoder, robot_spec
+from user_system.core.errors import ConfigError, LinkError
 from user_system.core.interfaces import Data
+from user_system.core.specs import RobotSpec
 from user_system.core.types import Array
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import reader
+from user_system.replay.views import parse_views
 
 LEARNING = frozenset({"", "baseline", "collect", "train"})
 """Phases in which learning serves anything; "": the hub has not said yet."""
@@ -40,8 +42,10 @@ class LearnerActor:
         config = self._config
         _settle(config)
         plugin, settings = learner_plugin(config.plugin)
+        spec = robot_spec(config.robot)
+        check_cameras(config, spec)
         with dial.tunnel(config.link) as way, self._window(way) as data:
-            spec, publisher = robot_spec(config.robot), WeightPublisher(way)
+            publisher = WeightPublisher(way)
 
             def publish(
                 modules: Modules, statistics: Mapping[str, Array], notes: Mapping[str, float]
@@ -74,13 +78,23 @@ class LearnerActor:
     def _window(self, way: Tunnel) -> Iterator[Data]:
         """Yield the window on the replay buffer: its file, or a reader that has it."""
         config = self._config
+        encoders = {name: make_encoder(e) for name, e in config.encoders.items()}
         if config.access == "mmap":
             with reader(config.replay).open() as env:
-                yield ReplayData(env, seed=config.seed)
+                yield ReplayData(
+                    env,
+                    seed=config.seed,
+                    views=parse_views(config.views),
+                    encoders=encoders,
+                    cache_bytes=config.cache_bytes,
+                )
             return
         with RemoteData(
             way,
             seed=config.seed,
+            views=config.views,
+            encoders=encoders,
+            cache_bytes=config.cache_bytes,
             ahead=config.ahead,
             ahead_bytes=config.ahead_bytes,
             stopped=self._stop,
@@ -95,6 +109,21 @@ class LearnerActor:
             self._phase = hub.report(report).phase
         except LinkError as error:  # learning goes on without the hub
             log.warning("the hub did not hear our report: %s", error)
+
+
+def check_cameras(config: LearnerHostConfig, spec: RobotSpec) -> None:
+    """Refuse encoders of images that a learner's robots do not record.
+
+    Raises:
+        ConfigError: says which cameras there are.
+    """
+    if unknown := config.encoders.keys() - spec.cameras.keys():
+        raise ConfigError(
+            f"learners.{config.name}.encoders: {config.robot.kind} records no such camera",
+            got=", ".join(sorted(unknown)),
+            allowed=", ".join(spec.cameras) or "none: it has no cameras",
+            todo="Name cameras in the robot's config; they are then part of what it observes.",
+        )
 
 
 def _settle(config: LearnerHostConfig) -> None:

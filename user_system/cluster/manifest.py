@@ -12,6 +12,7 @@ with a unit of time, ``kind`` is a plugin's name, ``config`` is parsed into that
 dataclass. No component receives a ``Manifest``; ``cluster.plan`` derives what each process needs.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from user_system.core.errors import ConfigError
 from user_system.core.helping import HelpConfig
 from user_system.core.registry import Registry
 from user_system.core.schedule import ScheduleConfig
+from user_system.replay.views import BUILT_IN, parse_views
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,23 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
+class EncoderEntry:
+    """A frozen network whose features a learner draws in place of a camera's images."""
+
+    kind: str
+    config: Any = field(default=None, metadata={"plugin": "encoders"})
+
+
+def check_view(name: str, clauses: Any) -> None:
+    """Refuse a view that is none, or that would hide a built-in one.
+
+    Raises:
+        ConfigError: what is wrong, and what is allowed.
+    """
+    parse_views({name: clauses})
+
+
+@dataclass(frozen=True)
 class LearnerEntry:
     """One learner: a Ray actor that draws from the replay buffer and publishes weights."""
 
@@ -80,7 +99,27 @@ class LearnerEntry:
     """Batches that come over the network before they are asked for."""
     ahead_memory_bytes: int = field(default=256 * 2**20, metadata={"min": 0})
     """Most that they may take of the learner's memory."""
+    views: Mapping[str, Any] = field(default_factory=dict, metadata={"each": check_view})
+    """Views of its own: name -> clauses, see docs/draws.md. Its mix may name them."""
+    encoders: Mapping[str, EncoderEntry] = field(default_factory=dict)
+    """Camera -> the frozen encoder whose features come in place of its images."""
+    cache_bytes: int = field(default=256 * 2**20, metadata={"min": 0})
+    """Memory for decoded images and features, shared by the cameras; over the network for features
+    only, for images come ready."""
     config: Any = field(default=None, metadata={"plugin": "learners"})
+
+    def __post_init__(self) -> None:
+        known = {**BUILT_IN, **self.views}
+        # What a configuration says that it draws from is looked up before anything runs.
+        for name in getattr(self.config, "views", ()):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ConfigError(
+                    "config draws from an unknown view",
+                    got=repr(name),
+                    allowed=", ".join(known),
+                    todo=f"Did you mean {near[0]!r}?" if near else "Describe it under `views`.",
+                )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ per-process files that the launcher derives from it (JSON, written by us, bare n
 """
 
 import dataclasses
+import datetime
 import difflib
 import enum
 import json
@@ -71,9 +72,10 @@ class Parser:
     """Parses nodes into types, noting problems instead of stopping at the first.
 
     Metadata of dataclass fields that it obeys: ``min``, ``max``, ``above`` (bounds of a number in
-    the field's unit) and ``plugin`` (the value is the config of the plugin that the sibling field
-    ``kind`` names in this registry group). A class attribute ``derived`` names fields that are not
-    read from the tree.
+    the field's unit), ``plugin`` (the value is the config of the plugin that the sibling field
+    ``kind`` names in this registry group) and ``each`` (called with key and value of every entry of
+    a mapping, it raises where one makes no sense). A class attribute ``derived`` names fields that
+    are not read from the tree.
     """
 
     problems: Problems
@@ -160,6 +162,8 @@ class Parser:
     def _field(self, node: Node, hint: Any, spec: "dataclasses.Field[Any]", path: str) -> Any:
         suffix = self._suffix(spec.name)
         value = self.value(node, hint, path, UNITS.get(suffix))
+        if "each" in spec.metadata and isinstance(value, dict):
+            self._each(node, value, spec.metadata["each"], path)
         if isinstance(value, int | float) and not isinstance(value, bool):
             for name, words, fits in _BOUNDS:
                 if name in spec.metadata and not fits(value, spec.metadata[name]):
@@ -168,6 +172,15 @@ class Parser:
                         node.where, path, "out of range", got=node.value, allowed=allowed
                     )
         return value
+
+    def _each(
+        self, node: Node, values: dict[str, Any], check: Callable[[str, Any], None], path: str
+    ) -> None:
+        for key, value in values.items():
+            try:
+                check(key, value)
+            except UserSystemError as error:
+                self.problems.add(node.value[key].where, join(path, key), str(error))
 
     def value(
         self, node: Node, hint: Any, path: str, units: Mapping[str, float] | None = None
@@ -325,6 +338,8 @@ def dump(value: Any) -> Any:
         return [dump(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, datetime.date):  # YAML makes times of what looks like one
+        return value.isoformat()
     return str(value) if isinstance(value, Path) else value
 
 

@@ -13,7 +13,7 @@ from user_system.cluster.process import Life, run
 from user_system.replay.env import Env
 from user_system.replay.served import ServedData
 from user_system.replay.store import reader
-from user_system.replay.views import View, with_views
+from user_system.replay.views import parse_views
 
 
 def main(config: ReaderHostConfig, life: Life) -> None:
@@ -35,13 +35,12 @@ def window(env: Env, opening: Opening) -> ServedData:
     Raises:
         ConfigError: a view of its own is none, or would hide a built-in one.
     """
-    views = {name: View.parse(name, clauses) for name, clauses in opening.views.items()}
     return ServedData(
         env,
         seed=opening.seed,
         schema=opening.schema,
         follow=opening.follow,
-        views=with_views(views),
+        views=parse_views(opening.views),
     )
 
 

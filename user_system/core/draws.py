@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+PresetName = Literal["rlpd", "hil_serl", "hg_dagger", "rac", "armada", "sirius"]
+"""Published ways to use what people did; see docs/draws.md."""
+
 
 @dataclass(frozen=True, slots=True)
 class AsOf:
@@ -111,4 +114,4 @@ class Draw:
     hindsight: Hindsight | None = None
     preset: str = ""
     """Instead of ``mix``, ``weigh`` and ``cross_views``, those of a published way to use what
-    people did: ``rlpd hil_serl hg_dagger rac armada sirius``."""
+    people did, one of ``PresetName``."""

@@ -29,6 +29,7 @@ from user_system.core.types import (
     Purpose,
     Reading,
     Segment,
+    Stream,
     Weights,
 )
 
@@ -90,6 +91,18 @@ class Resettable(Protocol):
 
     def reset_scene(self, seed: int, options: Mapping[str, float]) -> None:
         """Place the objects anew, reproducibly from ``seed``; the robot stays where it is."""
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A robot with sensors at their own rates, those of ``RobotSpec.streams``."""
+
+    def samples(self) -> Mapping[str, Stream]:
+        """Return what came since the last call, oldest first, each sample once; never blocks.
+
+        Stamps are those of the sensor on the robot clock and increase from call to call. A stream
+        that has nothing new may be left out. Called at every tick.
+        """
 
 
 @runtime_checkable
@@ -274,7 +287,7 @@ class Data(Protocol):
 
 @runtime_checkable
 class Priorities(Protocol):
-    """Data that remembers how much each step matters to this learner: a window on this host has it.
+    """Data that remembers how much each step matters to this learner, as every window does.
 
     Draws with ``Weigh("priority")`` use it.
     """
@@ -348,7 +361,8 @@ class LearnerPlugin(Protocol):
     """
 
     config_type: type
-    """A frozen dataclass; the manifest's ``config`` is parsed into it, strictly."""
+    """A frozen dataclass; the manifest's ``config`` is parsed into it, strictly. If it has
+    ``views``, names of views, these are looked up before anything runs."""
 
     def make_policy(self, spec: RobotSpec, config: Any) -> Policy:
         """Build the acting side for one kind of robot."""

@@ -15,6 +15,7 @@ GROUPS = (
     "cameras",
     "teleoperators",
     "learners",
+    "encoders",
     "rewards",
     "failure_detectors",
     "tasks",

@@ -5,13 +5,14 @@ The same object checks real data and makes examples of it for tests.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from user_system.core.errors import SpecError
-from user_system.core.types import Array, Observation
+from user_system.core.types import Array, Observation, Stream
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,37 @@ def validate_observation(fields: Mapping[str, Field], observation: Observation) 
             allowed=sorted(fields),
         )
     return {name: spec.validate(observation[name], name) for name, spec in fields.items()}
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A sensor that is sampled at its own rate, beside the observation.
+
+    Raises:
+        SpecError: the rate is none; from ``validate``, what a driver delivered does not fit.
+    """
+
+    field: Field
+    """One sample."""
+    hz: float
+    """Samples per robot second, at most; it sizes buffers."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.hz) and self.hz > 0):
+            raise SpecError("rate of a stream", got=self.hz, allowed="above 0, finite, in Hz")
+
+    def validate(self, stream: Stream, name: str) -> Stream:
+        """Return samples of this stream, or say exactly why they are none."""
+        stamps, what = stream.stamps, f"stamps of stream {name!r}"
+        if stamps.dtype != np.int64 or stamps.ndim != 1:
+            got = f"{stamps.dtype}{list(stamps.shape)}"
+            raise SpecError(what, got=got, allowed="int64[N], robot ns")
+        stuck = np.flatnonzero(np.diff(stamps) <= 0)
+        if len(stuck):
+            before, after = stamps[stuck[0] : stuck[0] + 2].tolist()
+            raise SpecError(f"{what} do not increase", got=after, allowed=f"above {before}")
+        many = replace(self.field, shape=(len(stamps), *self.field.shape))
+        return Stream(stamps, many.validate(stream.values, name))
 
 
 @dataclass(frozen=True)
@@ -213,6 +245,16 @@ class RobotSpec:
     """Set-point ``(Dc,)`` of the resting pose."""
     resettable: bool = False
     """Whether the driver can lay out its scene again (simulators only)."""
+    streams: Mapping[str, StreamSpec] = field(default_factory=dict)
+    """Sensors recorded at their own rates; the driver implements ``Sampled``."""
+
+    def __post_init__(self) -> None:
+        if taken := self.fields.keys() & self.streams.keys():
+            raise SpecError(
+                "a stream has the name of an observation",
+                got=", ".join(sorted(taken)),
+                allowed="another name: a draw has both",
+            )
 
     @property
     def fields(self) -> Mapping[str, Field]:

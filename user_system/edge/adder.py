@@ -6,6 +6,10 @@ as they hold ``length`` steps, but the newest closed step always stays until the
 known not to lie there: the last step carries the end, and with it the last observation.
 
 So at any moment at most ``length`` closed steps and the open one are not spooled yet.
+
+Samples of sensors at their own rates go into the fragment in whose time they were taken: from its
+first observation on, up to the next fragment's. The first fragment also has those of the period
+that led to its first observation, and the last one ends with its last observation.
 """
 
 import math
@@ -27,10 +31,12 @@ from user_system.core.types import (
     FragmentHeader,
     Observation,
     Segment,
+    Stream,
     TimeStep,
 )
 from user_system.edge.arbiter import Proposal
 from user_system.edge.messages import Assignment
+from user_system.edge.samples import Samples, most_bytes
 
 MAX_UNSPOOLED_S = 0.3
 """Robot seconds of closed steps that may wait."""
@@ -44,7 +50,8 @@ def fragment_steps(spec: RobotSpec) -> int:
 def largest_fragment(spec: RobotSpec) -> int:
     """Return a bound of a fragment's size in bytes, images uncompressed."""
     row = sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in spec.fields.values())
-    return (fragment_steps(spec) + 2) * (row + 1024) + 8192
+    steps = fragment_steps(spec) + 2
+    return steps * (row + 1024) + 8192 + most_bytes(spec.streams, steps / spec.control_hz)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Adder:
         self._length = fragment_steps(producer.spec)
         self._extras: Mapping[str, Any] = {}
         self._sequence = 0
+        self._samples = Samples()
         self._closed: list[TimeStep] = []
         self._open: TimeStep | None = None
         self._wall: dict[int, int] = {}
@@ -141,6 +149,7 @@ class Adder:
             wall_bound_ns=self._utc[1],
         )
         self._closed, self._open, self._voids = [], None, []
+        self._samples.clear()
         self._steps = self._start = self._human = self._version = 0
         self._segments, self._reward = Counter(), 0.0
 
@@ -176,6 +185,10 @@ class Adder:
             position=proposal.position if proposal else 0,
             extras=proposal.extras if proposal else {},
         )
+
+    def sense(self, samples: Mapping[str, Stream]) -> None:
+        """Take what sensors at their own rates delivered since the last call, in order."""
+        self._samples.add(samples)
 
     def close(self, executed: Array) -> None:
         """End the open step: ``executed`` ``(Da,)`` float32 is what the robot was really told."""
@@ -277,7 +290,9 @@ class Adder:
         self._sequence += 1
         self._start += count
         self._wall = {k: v for k, v in self._wall.items() if k >= self._start}
-        return _fragment(header, steps, last, names, self._extras)
+        until = last[0][1] + 1 if last else self._closed[0].robot_ns
+        streams = self._samples.take(until)
+        return _fragment(header, steps, last, names, self._extras, streams)
 
     def _void_from(self, *, final: bool) -> int | None:
         """Return what the fragment that begins now voids; the last one speaks for all that wait."""
@@ -298,6 +313,7 @@ def _fragment(
     last: tuple[tuple[Observation, int], ...],
     names: list[str],
     extras: Mapping[str, Any],
+    streams: Mapping[str, Stream],
 ) -> Fragment:
     rows = [(step.observation, step.robot_ns) for step in steps] + list(last)
 
@@ -322,6 +338,7 @@ def _fragment(
         chunk=column("chunk", "int32"),
         position=column("position", "int32"),
         extras={key: _extra(key, field, steps) for key, field in extras.items()},
+        streams=streams,
     )
 
 

@@ -28,12 +28,13 @@ import numpy as np
 from robots.gate import Command, CommandGate, GateTick
 from user_system.core.clock import MS, SECOND, RobotClock
 from user_system.core.errors import MissingError, RobotFault, SpecError, UserSystemError
-from user_system.core.interfaces import Resettable, Robot
+from user_system.core.interfaces import Resettable, Robot, Sampled
 from user_system.core.priority import prefer
 from user_system.core.specs import validate_observation
 from user_system.core.types import Array, Reading
 from user_system.edge import keep, wire
 from user_system.edge.rings import MIN_CAPACITY, Duplex
+from user_system.edge.samples import Samples, most_bytes
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ class DriverServer:
     Args:
         config: names and places.
         robot: not yet connected.
+
+    Raises:
+        SpecError: the robot declares streams and cannot deliver them.
     """
 
     def __init__(self, config: DriverConfig, robot: Robot):
@@ -107,6 +111,14 @@ class DriverServer:
         self.clock = RobotClock()
         # Once: asking whether an object has a Protocol's methods takes as long as a gate's tick.
         self._clocked = robot if isinstance(robot, Clocked) else None
+        self._sampled = robot if self.spec.streams and isinstance(robot, Sampled) else None
+        if self.spec.streams and self._sampled is None:
+            raise SpecError(
+                f"{config.name} declares streams and delivers none",
+                got=sorted(self.spec.streams),
+                todo="Give its driver samples(), or take the streams out of its specification.",
+            )
+        self._samples = Samples(self.spec.streams)
         self.link = Duplex(config.socket, "listen", self._capacity())
         self.overruns = 0
         self._tick_ns = round(SECOND / self.spec.tick_hz)
@@ -130,6 +142,7 @@ class DriverServer:
         fields = self.spec.fields.values()
         previews = len(self.config.previews) * PREVIEW_BYTES
         size = 2048 + sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields)
+        size += most_bytes(self.spec.streams)
         readings = 8 if size > MIN_CAPACITY else self.config.ring_readings
         return max(MIN_CAPACITY, size * readings + previews)
 
@@ -237,6 +250,7 @@ class DriverServer:
     def _tick(self) -> None:
         self._attend()
         reading = self._read()
+        self._sample()
         if self._laid is not None and reading.robot_ns > self._laid[1]:
             self._scene, self._laid = self._laid[0], None
         tick = self._gate.tick(self._now_ns())
@@ -325,9 +339,24 @@ class DriverServer:
             sequence=self._sequence,
             released=self._released,
             scene=self._scene,
+            samples=self._samples.waiting() if begins else {},
         )
-        self.link.send(*wire.reading_message(seen))
+        # What a full ring refuses goes with the next period.
+        if self.link.send(*wire.reading_message(seen)) and begins:
+            self._samples.clear()
         return begins
+
+    def _sample(self) -> None:
+        """Take what the sensors delivered since the last tick; nobody records during a fault."""
+        if self._sampled is None:
+            return None
+        samples = self._sampled.samples()
+        if self._fault:
+            return self._samples.clear()
+        try:
+            self._samples.add(samples)
+        except SpecError as error:
+            self._latch(f"the robot samples what it did not declare: {error}")
 
     def _check(self, reading: Reading) -> None:
         """Make sure that the robot reports what it declares; nothing is learned from the rest."""
@@ -431,9 +460,13 @@ class DriverServer:
         log.info("%s: released", self.config.name)
 
     def stats(self) -> dict[str, float]:
-        """Return counters and gauges of gate, ticks and ring."""
+        """Return counters and gauges of gate, ticks, ring and samples."""
         ring = {f"ring_{name}": value for name, value in self.link.stats().items()}
-        return {**self._gate.stats(), **ring, "tick_overruns": float(self.overruns)}
+        own = {
+            "tick_overruns": float(self.overruns),
+            "samples_dropped": float(self._samples.dropped),
+        }
+        return {**self._gate.stats(), **ring, **own}
 
 
 def _with_fault(reading: Reading, fault: str) -> Reading:

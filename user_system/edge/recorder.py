@@ -95,6 +95,7 @@ class Recorder:
         self.adder.open(
             reading.fields, reading.robot_ns, reading.wall_ns, segment, proposal, operator
         )
+        self.adder.sense(seen.samples)
         self._open = seen, segment
 
     def close(self, seen: Telemetry) -> Array | None:
@@ -133,7 +134,10 @@ class Recorder:
         self._open = None
         if not self.recording:
             return Totals(), ""
-        border = last.reading if last is not None and not self.adder.opened else None
+        border = None
+        if last is not None and not self.adder.opened:
+            border = last.reading
+            self.adder.sense(last.samples)
         fragments, totals = self.adder.finish(
             finish.end,
             finish.success,

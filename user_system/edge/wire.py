@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from user_system.core.errors import DamageError
-from user_system.core.specs import ActionSpec, Field, Limits, PolicySpec, RobotSpec
-from user_system.core.types import Array, Reading
+from user_system.core.specs import ActionSpec, Field, Limits, PolicySpec, RobotSpec, StreamSpec
+from user_system.core.types import Array, Reading, Stream
 
-OBSERVATION, EXTRA = "o/", "x/"
+OBSERVATION, EXTRA, STAMPS, VALUES = "o/", "x/", "t/", "v/"
 """Prefixes of array names."""
 
 
@@ -44,6 +44,8 @@ class Telemetry:
     """Number of the last release that was carried out."""
     scene: int = 0
     """Number of the last scene that was laid out."""
+    samples: Mapping[str, Stream] = field(default_factory=dict)
+    """What sensors at their own rates delivered since the period before; empty in between."""
 
 
 def telemetry(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Telemetry:
@@ -61,7 +63,11 @@ def telemetry(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Telemetry
             rate=meta["rate"],
             fault=meta["fault"],
         )
-        return Telemetry(reading=reading, accepted=arrays["accepted"], **meta["gate"])
+        values = unprefixed(arrays, VALUES)
+        stamps = unprefixed(arrays, STAMPS)
+        samples = {name: Stream(stamps[name], values[name]) for name in values}
+        gate = meta["gate"]
+        return Telemetry(reading=reading, accepted=arrays["accepted"], samples=samples, **gate)
     except (KeyError, TypeError) as error:
         raise DamageError("a reading lacks something", got=error) from error
 
@@ -71,7 +77,7 @@ def reading_message(seen: Telemetry) -> tuple[dict[str, Any], dict[str, Array]]:
     gate = {
         name: getattr(seen, name)
         for name in Telemetry.__slots__
-        if name not in {"reading", "accepted"}
+        if name not in {"reading", "accepted", "samples"}
     }
     reading = seen.reading
     meta = {
@@ -83,6 +89,8 @@ def reading_message(seen: Telemetry) -> tuple[dict[str, Any], dict[str, Array]]:
         "gate": gate,
     }
     arrays = {"setpoint": reading.setpoint, "accepted": seen.accepted}
+    arrays |= prefixed({name: s.stamps for name, s in seen.samples.items()}, STAMPS)
+    arrays |= prefixed({name: s.values for name, s in seen.samples.items()}, VALUES)
     return meta, arrays | prefixed(reading.fields, OBSERVATION)
 
 
@@ -134,6 +142,7 @@ def robot_spec(value: Mapping[str, Any]) -> RobotSpec:
                 "action": ActionSpec(**_tuples(value["action"])),
                 "limits": Limits(**_tuples(value["limits"])),
                 "home": tuple(value["home"]),
+                "streams": _streams(value["streams"]),
             }
         )
     except (KeyError, TypeError) as error:
@@ -164,6 +173,11 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Field]:
     return {
         name: Field(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in value.items()
     }
+
+
+def _streams(value: Mapping[str, Any]) -> dict[str, StreamSpec]:
+    fields = _fields({name: entry["field"] for name, entry in value.items()})
+    return {name: StreamSpec(fields[name], value[name]["hz"]) for name in value}
 
 
 def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:

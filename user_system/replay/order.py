@@ -1,6 +1,12 @@
-"""Time within an episode: a fragment that was observed before what is stored is not its sequel."""
+"""Time within an episode: a fragment that was observed before what is stored is not its sequel.
 
-from collections.abc import Mapping, MutableMapping
+From a robot's host such a fragment is refused. One that another store holds was acknowledged there,
+by a version that did not look: it is copied, since robot time cannot be bought again, and named.
+"""
+
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from user_system.codec import fragments
@@ -9,6 +15,8 @@ from user_system.core.types import Fragment
 from user_system.replay.env import Env, Txn
 from user_system.replay.ledger import Ledger, key_of
 from user_system.replay.tables import U64
+
+log = logging.getLogger(__name__)
 
 Moments: TypeAlias = MutableMapping[str, tuple[bytes, int]]
 """Producer -> the episode that it records, and the robot ns of its last observation."""
@@ -59,3 +67,10 @@ class Order:
             return None if record is None else int(fragments.decode(record).robot_ns[-1])
         except DamageError:
             return None  # whoever reads it says so
+
+
+def report(path: Path, late: Sequence[str]) -> int:
+    """Log what goes back in time among what was copied from ``path``; return how many do."""
+    for reason in late:
+        log.warning("%s: copied as it is: %s", path, reason)
+    return len(late)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from user_system.core.errors import ConfigError, PluginError
+from user_system.core.encoding import AT_ONCE, encode, same_form
+from user_system.core.errors import ConfigError
 from user_system.core.interfaces import Encoder
 from user_system.core.types import Array
 from user_system.replay.arena import Arena
@@ -19,9 +20,6 @@ from user_system.replay.frames import Frames
 from user_system.replay.rows import Rows
 
 log = logging.getLogger(__name__)
-
-_ENCODED_AT_ONCE = 256
-"""Images: what they take is bounded, however many are wanted."""
 
 
 class Pixels:
@@ -94,8 +92,8 @@ class Pixels:
         slots = features.find(observations)
         fresh = np.unique(observations[(slots < 0) & (observations >= 0)])
         parts = []
-        for start in range(0, len(fresh), _ENCODED_AT_ONCE):
-            images = self._images(txn, features.camera, fresh[start : start + _ENCODED_AT_ONCE])
+        for start in range(0, len(fresh), AT_ONCE):
+            images = self._images(txn, features.camera, fresh[start : start + AT_ONCE])
             if images is None:
                 return None
             parts.append(features.encode(images))
@@ -125,16 +123,7 @@ class _Features:
 
     def encode(self, images: Array) -> Array:
         """Return the features of images, checked: they come from a plugin."""
-        try:
-            found = np.asarray(self._encoder.encode(images))
-        except Exception as error:
-            raise PluginError(f"the encoder of {self.camera!r} raised", got=repr(error)) from error
-        allowed = f"[{len(images)}, ...] of float16 or float32, finite"
-        if found.shape[:1] != (len(images),) or found.dtype not in (np.float16, np.float32):
-            got = (found.dtype, found.shape)
-            raise PluginError(f"features of {self.camera!r}", got=got, allowed=allowed)
-        if not np.isfinite(found).all():
-            raise PluginError(f"features of {self.camera!r}", got="NaN", allowed=allowed)
+        found = encode(self._encoder, self.camera, images)
         self.made += len(images)
         return found
 
@@ -150,9 +139,7 @@ class _Features:
         out = np.zeros((len(observations), *kept.shape[1:]), kept.dtype)
         out[slots >= 0] = kept[slots[slots >= 0]]
         if made is not None:
-            if (made.dtype, made.shape[1:]) != (kept.dtype, kept.shape[1:]):
-                got, allowed = (made.dtype, made.shape[1:]), (kept.dtype, kept.shape[1:])
-                raise PluginError(f"features of {self.camera!r}", got=got, allowed=allowed)
+            same_form(self.camera, made, kept)
             wanted = (slots < 0) & (observations >= 0)
             out[wanted] = made[np.searchsorted(fresh, observations[wanted])]
             self.cache.put(fresh, made)

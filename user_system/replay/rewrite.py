@@ -13,7 +13,17 @@ from pathlib import Path
 from user_system.codec import arrays, fragments
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError
-from user_system.replay import books, entries, images, layout, legacy, retention, tables, verify
+from user_system.replay import (
+    books,
+    entries,
+    images,
+    layout,
+    legacy,
+    order,
+    retention,
+    tables,
+    verify,
+)
 from user_system.replay.entries import Entry
 from user_system.replay.env import Env, Txn
 from user_system.replay.progress import Progress
@@ -37,6 +47,9 @@ class Rewritten:
     """Records and groups of images that are not what was written: left out."""
     repeated: int
     """Records that the target had already."""
+    backwards: int
+    """Records that go back in time within their episode; copied as they are, and named in the log.
+    A robot's host is refused such a one today."""
 
 
 def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewritten:
@@ -89,15 +102,18 @@ def rewrite(
         layout.format_of(Path(source))  # before anything is made for one that is none
     with Store(target).open(create=not (Path(target) / layout.MANIFEST).exists()) as store:
         before = store.stats()
-        damaged = sum(_Copy(Path(source), store, progress).run() for source in sources)
+        copies = [_Copy(Path(source), store, progress) for source in sources]
+        for copy in copies:
+            copy.run()
         after = store.stats()
     gained = {key: int(after[key] - before[key]) for key in ("fragments", "labels")}
     return Rewritten(
         gained["fragments"],
         int(after["appended_steps"]),
         gained["labels"],
-        damaged,
+        sum(copy.damaged for copy in copies),
         int(after["duplicates"]),
+        sum(copy.backwards for copy in copies),
     )
 
 
@@ -110,10 +126,13 @@ class _Copy:
         self._env = Env(source, tables.KIND, names, readonly=True, ahead=True, format=self._format)
         self._store = store
         self._progress = progress
-        self._damaged = 0
+        self.damaged = 0
+        """Values that were left out."""
+        self.backwards = 0
+        """Records that go back in time within their episode."""
 
-    def run(self) -> int:
-        """Copy everything; return how many values were damaged."""
+    def run(self) -> None:
+        """Copy everything."""
         with self._env.open():
             with self._env.read() as txn:
                 of = legacy.schemas if self._format == legacy.FORMAT else tables.schemas
@@ -126,7 +145,6 @@ class _Copy:
                 self._copy_removals()
             with self._env.read() as txn:
                 self._store.carry(self._progress_of(txn), self._sealed_text(txn))
-        return self._damaged
 
     def _copy_from(self, start: int) -> int:
         """Copy one batch from offset ``start``; return where to go on, -1 at the end."""
@@ -142,9 +160,9 @@ class _Copy:
                     batch.append(self._entry(txn, offset, bytes(value)))
                     size += batch[-1].size
                 except DamageError as error:
-                    self._damaged += 1
+                    self.damaged += 1
                     log.error("record %d of %s is left out: %s", offset, self._env.path, error)
-        self._store.adopt(batch)
+        self.backwards += order.report(self._env.path, self._store.adopt(batch))
         self._progress(
             f"copying {self._env.path.name}", total if following < 0 else following, total
         )
@@ -183,7 +201,7 @@ class _Copy:
                 group.bytes(i)
             return images.Value.of(group)
         except (DamageError, IndexError) as error:
-            self._damaged += 1
+            self.damaged += 1
             log.error("images of %s are left out: %s", self._env.path, error)
             return None
 
@@ -198,7 +216,7 @@ class _Copy:
                 meta, blocks = arrays.unpack(record)
                 records.append(arrays.pack({"wall_ns": number, **meta}, blocks))
             except DamageError as error:
-                self._damaged += 1
+                self.damaged += 1
                 log.error("label %d of %s is left out: %s", number, self._env.path, error)
         self._store.adopt_labels(records)
 
@@ -211,7 +229,7 @@ class _Copy:
             try:
                 records.append(retention.elsewhere(record))
             except DamageError as error:
-                self._damaged += 1
+                self.damaged += 1
                 log.error("a removal of %s is left out: %s", self._env.path, error)
         self._store.adopt_removals(records)
 

@@ -16,6 +16,7 @@ from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import FragmentHeader
 from user_system.replay import books, entries, images, layout, pages, retention, tables
 from user_system.replay.entries import Entry
+from user_system.replay.order import report
 from user_system.replay.progress import Progress
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store
@@ -94,7 +95,7 @@ def salvage(
     with layout.writer_lock(path):
         found = _look(path, progress)
         with Store(target).open(create=True) as store, (path / layout.DATA).open("rb") as file:
-            return _Copy(found, store, file.fileno(), progress).run()
+            return _Copy(path, found, store, file.fileno(), progress).run()
 
 
 def _look(path: Path, progress: Progress) -> _Found:
@@ -172,7 +173,8 @@ def _take_message(found: _Found, data: bytes, position: int) -> None:
 class _Copy:
     """Stores what was found, in order."""
 
-    def __init__(self, found: _Found, store: Store, handle: int, progress: Progress):
+    def __init__(self, path: Path, found: _Found, store: Store, handle: int, progress: Progress):
+        self._path = path
         self._found = found
         self._store = store
         self._handle = handle
@@ -186,10 +188,10 @@ class _Copy:
         for count, (identity, record) in enumerate(readable):
             batch.append(self._entry(identity, record))
             if sum(entry.size for entry in batch) > _BATCH_BYTES:
-                self._store.adopt(batch)
+                self._store_batch(batch)
                 batch = []
                 self._progress("storing records", count, len(readable))
-        self._store.adopt(batch)
+        self._store_batch(batch)
         self._progress("storing records", len(readable), len(readable))
         self._store.carry(self._found.expected, {})
         labels = sorted(self._found.labels.items(), key=lambda item: item[1])
@@ -204,6 +206,9 @@ class _Copy:
             len(order) - len(readable) + _missing(order),
             self._lost_images,
         )
+
+    def _store_batch(self, batch: list[Entry]) -> None:
+        report(self._path, self._store.adopt(batch))
 
     def _order(self) -> list[tuple[int, _Record]]:
         """Return records by time, those of one (producer, epoch) by sequence."""

@@ -155,12 +155,19 @@ class ReplayData:
 
         Fit for JSON but for priorities, which are arrays, and there only where any were given.
         """
+        state = self._place()
+        if (window := self._window) is not None and len(window.chooser.priorities):
+            state["priorities"] = window.chooser.priorities.state()
+        return state
+
+    def _place(self) -> dict[str, Any]:
+        """Return the state without priorities, of which there may be one for each step."""
         damaged = {
             name: ids.ids_of(rows, np.array(sorted(rows.excluded), np.int64)).tolist()
             for name, rows in self._index.rows.items()
             if rows.excluded
         }
-        state: dict[str, Any] = {
+        return {
             "format": _FORMAT,
             "schema": self._schema,
             "mark": list(self._index.mark),
@@ -170,9 +177,6 @@ class ReplayData:
             "consumed": self._consumed.state(),
             "consumed_episodes": self._consumed_episodes.state(),
         }
-        if (window := self._window) is not None and len(window.chooser.priorities):
-            state["priorities"] = window.chooser.priorities.state()
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``: the index is as it was then, less what was removed."""

@@ -13,7 +13,8 @@ import numpy as np
 from user_system.core.draws import AsOf
 from user_system.core.errors import SpecError
 from user_system.core.interfaces import Draw
-from user_system.core.types import Batch
+from user_system.core.priorities import checked
+from user_system.core.types import Array, Batch
 from user_system.replay.ids import Ranges
 from user_system.replay.rows import Rows
 from user_system.replay.sampler import ReplayData
@@ -28,22 +29,37 @@ class Bookmark:
 
     rng: Any
     spent: Sequence[Ranges]
+    told: "Told | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Priorities that were said last, by what was known of these steps before."""
+
+    ids: Array
+    before: Array
 
 
 class ServedData(ReplayData):
-    """As ``ReplayData``, for a process that serves it. For one thread."""
+    """As ``ReplayData``, for a process that serves it. For one thread.
+
+    Its state is without priorities, of which there may be one for each step: whoever said them has
+    them, and states are sent with every batch.
+    """
 
     _spent: Sequence[Ranges] | None = None
     """What was consumed, steps and episodes; None: to be looked up."""
+    _told: Told | None = None
+    """Only the last ones can be taken back: the learner hears of them before it says others."""
 
     def bookmark(self) -> Bookmark:
         """Return where the sequence of draws is now, for ``rewind``."""
         if self._spent is None:
             self._spent = self._consumed.state(), self._consumed_episodes.state()
-        return Bookmark(self._rng.bit_generator.state, self._spent)
+        return Bookmark(self._rng.bit_generator.state, self._spent, self._told)
 
     def rewind(self, bookmark: Bookmark) -> None:
-        """Take back what was drawn and consumed since ``bookmark``.
+        """Take back what was drawn, consumed and, once at most, said since ``bookmark``.
 
         The index stays where it is: what was read since remains known.
         """
@@ -52,6 +68,22 @@ class ServedData(ReplayData):
             self._spent = bookmark.spent
             self._consumed.load(self._spent[0])
             self._consumed_episodes.load(self._spent[1])
+        window, told = self._window, self._told
+        if told is not None and told is not bookmark.told and window is not None:
+            window.chooser.priorities.put(told.ids, told.before)
+        self._told = bookmark.told
+
+    def prioritise(self, ids: Array, values: Array) -> None:
+        """Say what steps are worth; see ``ReplayData.prioritise``."""
+        ids, values = checked(ids, values)
+        window = self._look()
+        before = None if window is None else window.chooser.priorities.get(ids)
+        super().prioritise(ids, values)
+        self._told = None if before is None else Told(ids, before)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state without priorities."""
+        return self._place()
 
     def consume(self, request: Draw) -> Batch:
         """Return the oldest rows not consumed before; see ``ReplayData.consume``."""
@@ -64,7 +96,7 @@ class ServedData(ReplayData):
         Raises:
             SpecError: it is none, or the store holds less than it has seen.
         """
-        self._spent = None
+        self._spent = self._told = None
         try:
             super().load_state_dict(state)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:

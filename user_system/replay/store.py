@@ -150,28 +150,40 @@ class Store:
         self._took(outcome)
         return outcome.refused
 
-    def adopt(self, ready: Sequence[Entry]) -> None:
+    def adopt(self, ready: Sequence[Entry]) -> Sequence[str]:
         """Store entries of another store, in order, as they are; what is missing is passed over.
 
         One that this store has already, by producer, epoch and sequence, is left out.
 
+        Returns:
+            What ``append`` would have said of those that go back in time; see ``order``.
+
         Raises:
-            SpecError: one does not stack with what is here; nothing of this call is stored.
+            SpecError: one does not stack with what is here, or is of another process than what is
+                here of its source; nothing of this call is stored.
         """
 
-        def work(txn: Txn) -> _Outcome:
+        def work(txn: Txn) -> tuple[_Outcome, list[str]]:
             outcome, books = _Outcome(), Books(txn, self.env)
+            late: list[str] = []
             for item in ready:
-                if item.fragment.header.sequence < books.expected(item.source):
+                header = item.fragment.header
+                if books.strange(item.source, header.boot):
+                    raise SpecError(_stranger(header), todo="Take it into a store of its own.")
+                if header.sequence < books.expected(item.source):
                     outcome.duplicates += 1
                     continue
                 if reason := self._unlike(txn, item, outcome):
                     raise SpecError(reason, todo="Take it into a store of its own.")
+                late += filter(None, [self._order.refusal(txn, item.fragment, outcome.moments)])
                 self._put(txn, books, item, outcome)
+                self._order.note(item.fragment, outcome.moments)
             books.write()
-            return outcome
+            return outcome, late
 
-        self._took(self.env.write(work))
+        outcome, late = self.env.write(work)
+        self._took(outcome)
+        return late
 
     def adopt_labels(self, records: Sequence[bytes]) -> None:
         """Store labels of another store, in order, after those that are here."""

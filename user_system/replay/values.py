@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from user_system.core.errors import SpecError
+from user_system.core.priorities import checked
 from user_system.core.types import Array
 from user_system.replay import ids
 from user_system.replay.columns import Column
@@ -151,11 +152,10 @@ class Priorities:
         Raises:
             SpecError: these are none.
         """
-        if step_ids.dtype != np.uint64 or step_ids.ndim != 1 or values.shape != step_ids.shape:
-            got = (step_ids.dtype, step_ids.shape, values.shape)
-            raise SpecError("priorities", got=got, allowed="ids [N] uint64 and numbers [N]")
-        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise SpecError("priorities", got=values.dtype, allowed="finite numbers")
+        self.put(*checked(step_ids, values))
+
+    def put(self, step_ids: Array, values: Array) -> None:
+        """As ``set``, of what was checked before; NaN: nobody said any."""
         rows = ids.rows_of(self._rows, step_ids)
         there = rows >= 0
         self._values.pad(len(self._rows), np.nan)
@@ -167,6 +167,14 @@ class Priorities:
         """Return the priorities of ``rows`` ``[N]``; NaN where nobody said any."""
         self._values.pad(len(self._rows), np.nan)
         return self._values.data[rows].astype(np.float64)
+
+    def get(self, step_ids: Array) -> Array:
+        """Return the priorities ``[N]`` float32 of steps; NaN where there is none."""
+        rows = ids.rows_of(self._rows, step_ids)
+        found = np.full(len(rows), np.nan, np.float32)
+        self._values.pad(len(self._rows), np.nan)
+        found[rows >= 0] = self._values.data[rows[rows >= 0]]
+        return found
 
     def state(self) -> dict[str, Array]:
         """Return what ``set`` takes."""

@@ -204,6 +204,15 @@ def with_views(views: Mapping[str, View]) -> Mapping[str, View]:
     return {**BUILT_IN, **views}
 
 
+def parse_views(said: Mapping[str, Mapping[str, Any]]) -> Mapping[str, View]:
+    """Return the built-in views and those that a manifest describes, name -> clauses.
+
+    Raises:
+        ConfigError: one makes no sense, or would hide a built-in one.
+    """
+    return with_views({name: View.parse(name, clauses) for name, clauses in said.items()})
+
+
 def _table(values: frozenset[Any]) -> Array:
     """Return a lookup ``[256]`` bool, faster than ``isin`` for a byte."""
     table = np.zeros(256, bool)
