@@ -37,6 +37,8 @@ _LAST = 136
 _FIRST = 2
 """Page after the meta pages."""
 _NONE = (1 << 64) - 1
+_FEW = 512
+"""Branch pages of a level up to which they may stay in the page cache."""
 _MOST = 8
 """Depth that no tree of ours reaches: a thousand million million pages."""
 
@@ -115,7 +117,8 @@ def _leaves(tree: _Record, nearby: Nearby, end: int) -> Array:
     level = np.array([root], np.int64)
     for _ in range(depth - 1):
         children = []
-        for part in nearby.read(level, keep=False):
+        # A large level is of records; small ones are what LMDB walks next, to find images.
+        for part in nearby.read(level, keep=len(level) < _FEW):
             nodes = _nodes(part, _BRANCH)
             children.append(nodes.low | nodes.high << 16 | nodes.flags << 32)
         level = _ascending(children)
