@@ -73,6 +73,44 @@ def test_pages_of_the_tree_that_are_none_are_noticed_or_not_in_use(written):
     assert noticed > len(pages) / 4
 
 
+def test_two_pages_that_point_to_the_same_one_are_noticed(written):
+    path, data = written
+    damaged = bytearray(data)
+    changed = 0
+    for page in tree_pages(data):
+        begin = page * 4096
+        flags, lower = struct.unpack_from("<HH", data, begin + 10)
+        if flags & 0x01 and lower >= 16 + 4:
+            first, second = struct.unpack_from("<HH", data, begin + 16)
+            damaged[begin + second : begin + second + 6] = data[begin + first : begin + first + 6]
+            changed += 1
+    (path / "data.mdb").write_bytes(damaged)
+    assert changed
+    assert "twice" in structure.check(path / "data.mdb")[0]
+
+
+def test_a_branch_without_nodes_is_noticed(written):
+    path, data = written
+    damaged = bytearray(data)
+    for page in tree_pages(data):
+        if struct.unpack_from("<H", data, page * 4096 + 10)[0] & 0x01:
+            struct.pack_into("<H", damaged, page * 4096 + 12, 16)
+    (path / "data.mdb").write_bytes(damaged)
+    assert "is not one" in structure.check(path / "data.mdb")[0]
+
+
+def test_a_disk_that_cannot_read_the_file_is_damage(written, monkeypatch):
+    path, _ = written
+
+    def broken(*_):
+        raise OSError(5, "bad sector")
+
+    monkeypatch.setattr(structure.DataFile, "read_into", broken)
+    monkeypatch.setattr(structure.DataFile, "read_once", broken)
+    with pytest.raises(DamageError, match="bad sector"):
+        reader(path).open()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_no_damage_ends_the_process_that_reads_and_writes(written, seed):

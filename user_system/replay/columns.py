@@ -16,6 +16,14 @@ class Column:
         self._space: Array = np.empty((256, *tail), dtype)
         self._size = 0
 
+    def reserve(self, n: int) -> None:
+        """Have space for ``n`` more at once, where doubling would take several steps.
+
+        Each step is a copy; space that is never filled costs no memory.
+        """
+        if self._size + n > 2 * len(self._space):
+            self._grow(self._size + n)
+
     def extend(self, values: Array) -> None:
         """Append ``values`` ``[n, *tail]``."""
         end = self._reserve(len(values))
@@ -53,10 +61,13 @@ class Column:
     def _reserve(self, n: int) -> int:
         end = self._size + n
         if end > len(self._space):
-            grown = np.empty((max(end, 2 * len(self._space)), *self._space.shape[1:]), self.dtype)
-            grown[: self._size] = self._space[: self._size]
-            self._space = grown
+            self._grow(max(end, 2 * len(self._space)))
         return end
+
+    def _grow(self, size: int) -> None:
+        grown = np.empty((size, *self._space.shape[1:]), self.dtype)
+        grown[: self._size] = self._space[: self._size]
+        self._space = grown
 
     @property
     def dtype(self) -> "np.dtype[Any]":

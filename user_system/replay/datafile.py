@@ -1,10 +1,16 @@
 """LMDB's data file, read by position beside LMDB."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from user_system.core.errors import DamageError
+
+_DONT_CACHE = 0x80
+"""``RWF_DONTCACHE`` of Linux 6.14, which Python does not name."""
 
 
 class DataFile:
@@ -17,6 +23,7 @@ class DataFile:
     def __init__(self, path: Path):
         self._path = path
         self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._once = _DONT_CACHE
 
     def close(self) -> None:
         """Let go of it; safe to repeat."""
@@ -32,13 +39,26 @@ class DataFile:
         """Fill a buffer; return whether the file had that much."""
         return os.preadv(self._handle, [target], position) == len(target)
 
+    def read_once(self, target: Any, position: int) -> bool:
+        """Do as ``read_into``; what was not in the page cache will not stay there.
+
+        Where the kernel cannot do that, it stays.
+        """
+        try:
+            return os.preadv(self._handle, [target], position, self._once) == len(target)
+        except OSError as error:
+            if not self._once or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            self._once = 0
+        return self.read_into(target, position)
+
     def read(self, position: int, length: int) -> memoryview:
         """Return a part of the file.
 
         Raises:
             DamageError: it ends before.
         """
-        target = memoryview(bytearray(length))
+        target: memoryview = np.empty(length, np.uint8).data  # a bytearray would be zeroed first
         if not self.read_into(target, position):
             raise DamageError(f"{self._path} ends too early", got=position, allowed=length)
         return target

@@ -6,8 +6,9 @@ else, whatever the steps in which it got there: that is what makes draws repeata
 removed since is left out of it, whenever it was removed.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ Take = Callable[[int, Any], None]
 
 _PER_SNAPSHOT = 4096
 """Entries read per transaction: a long one keeps the writer from reusing pages."""
+
+_HEADROOM = 1.125
+"""Space for so many times of what the log is expected to hold; what is not used costs nothing."""
 
 _MAX_WANTED = 64
 """Versions of labels that have a column each."""
@@ -149,17 +153,33 @@ class Index:
             return False
         try:
             places = list(tables.blocks(txn, self.env, start))
+            self._ask_next(txn, places)
             blocks = [Block.decode(self.env.file.read(p.position, p.length)) for p in places]
         except DamageError as error:
             self._bad_blocks.add(start)
             log.error("block %d of %s is damaged, reading its log: %s", start, self.env.path, error)
             return False
+        times = self._to_come(txn, start, places[0].end) if places else 1.0
         for block in blocks:
             if len(part := block.until(stop)):
-                self._extend(part)
+                self._extend(part, times)
         if places:
             self.mark = self.mark._replace(log=min(places[0].end, stop))
         return bool(places)
+
+    def _ask_next(self, txn: Txn, places: Sequence[tables.BlockPlace]) -> None:
+        """Have the disk read the blocks after some while these are taken over."""
+        # Whether the place of a block can be believed is found out when it is its turn.
+        with contextlib.suppress(DamageError):
+            for place in tables.blocks(txn, self.env, places[0].end) if places else ():
+                self.env.file.ask(place.position, place.length)
+
+    def _to_come(self, txn: Txn, start: int, end: int) -> float:
+        """Guess how many times of the blocks of ``[start, end)`` the log holds from there on."""
+        left = tables.peek(txn, self.env, "offset") - start
+        # Where the first fragments are much longer than those that follow, as many as there are.
+        blocks = txn.stat(self.env.table("blocks"))["entries"]
+        return _HEADROOM * min(left / max(end - start, 1), blocks + 1)
 
     def decode(self, txn: Txn, start: int, stop: int) -> list[tuple[int, Fragment]]:
         """Return entries of the log, copied: they outlive the transaction."""
@@ -176,11 +196,12 @@ class Index:
                 log.error("record %d of %s is damaged and left out: %s", offset, path, error)
         return found
 
-    def _extend(self, block: Block) -> None:
+    def _extend(self, block: Block, times: float = 1.0) -> None:
         if block.schema not in self.rows:
             with self.env.read() as txn:
                 self.rows[block.schema] = self._new_rows(txn, block.schema)
         rows = self.rows[block.schema]
+        rows.reserve(block, times)
         rows.extend(block, self._labels)
         if len(self._gone):
             offsets = block.fragments["offset"]

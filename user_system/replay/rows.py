@@ -136,6 +136,18 @@ class Rows:
             return ids | within.astype(np.uint64)
         return self.extra(name, rows)
 
+    def reserve(self, block: Block, times: float) -> None:
+        """Have space for ``times`` as much as a block holds."""
+        observed = [*self.fields.values(), self.robot_ns, self.piece_of]
+        groups: list[tuple[int, Iterable[Column]]] = [
+            (len(block), self.pieces.values()),
+            (len(block.steps["reward"]), self.steps.values()),
+            (len(block.robot_ns), observed),
+        ]
+        for n, columns in groups:
+            for column in columns:
+                column.reserve(int(n * times))
+
     def extend(self, block: Block, labels: Mapping[str, Mapping[str, Label]]) -> None:
         """Take over fragments of the log.
 
@@ -143,7 +155,7 @@ class Rows:
             block: the next ones of this schema.
             labels: newest late labels of episodes, by id and name.
         """
-        episodes = [self._episode(key) for key in block.episodes]
+        episodes = self._take_episodes(block.episodes)
         numbers = np.array([episode.number for episode in episodes], np.int32)
         codes = np.array([self.names.code(name) for name in block.names], np.int32)
         first, first_piece = len(self), len(self.pieces["offset"])
@@ -263,17 +275,21 @@ class Rows:
 
     # --- taking over a block ---------------------------------------------------------------------
 
-    def _episode(self, key: EpisodeKey) -> Episode:
-        episode = self.episodes.get(key)
-        if episode is None:
-            episode = Episode(len(self.episodes), key[2])
-            self.episodes[key] = episode
-            self.by_id.setdefault(key[2], []).append(episode)
-            self.success.repeat(-1, 1)
-            self.complete.repeat(value=False, n=1)
-            self.last_piece.repeat(-1, 1)
-            self.first_row.repeat(-1, 1)
-        return episode
+    def _take_episodes(self, keys: Iterable[EpisodeKey]) -> list[Episode]:
+        """Return episodes, new ones for keys that were not seen before."""
+        found = []
+        for key in keys:
+            episode = self.episodes.get(key)
+            if episode is None:
+                episode = self.episodes[key] = Episode(len(self.episodes), key[2])
+                self.by_id.setdefault(key[2], []).append(episode)
+            found.append(episode)
+        count = len(self.episodes)
+        self.success.pad(count, -1)
+        self.complete.pad(count, value=False)
+        self.last_piece.pad(count, -1)
+        self.first_row.pad(count, -1)
+        return found
 
     def _extend_pieces(self, block: Block, numbers: Array, codes: Array) -> None:
         columns = dict(block.fragments)

@@ -6,24 +6,25 @@ reads before LMDB maps the file: its number, its kind, the order of its parts, a
 lies within it and points to pages that exist. What the values hold is for their checksums to say,
 and whether a large one begins where it should for whoever reads or deletes it (``mapped``).
 
-Pages of one level are looked at together, as arrays: half a million take a second.
+Pages are looked at a few megabytes at a time (``nearby``), as arrays: half a million take half a
+second once the file has been read.
 
 LMDB 0.9: a meta page holds two records of trees, of the free pages and of the tables; a table is a
 value of the latter that holds such a record. A record is padding (4 bytes), flags (2), depth (2),
 then branch, leaf and overflow pages, entries and root page (8 each).
 """
 
-import contextlib
-import mmap
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from user_system.core.errors import DamageError
 from user_system.core.types import Array
+from user_system.replay.datafile import DataFile
 from user_system.replay.mapped import PAGE
+from user_system.replay.nearby import Nearby, Part
 
 _HEADER = 16
 _BRANCH, _LEAF = 0x01, 0x02
@@ -33,21 +34,24 @@ _RECORD = struct.Struct("<IHHQQQQQ")
 _FREE, _MAIN = 40, 88
 """Where in a meta page the two records are."""
 _LAST = 136
+_FIRST = 2
+"""Page after the meta pages."""
 _NONE = (1 << 64) - 1
-_MANY = 0.2
-"""Share of leaf pages from which on a pass over the file is quicker than picking."""
-_POPULATE = 22
-"""``MADV_POPULATE_READ``, which Python does not name."""
+_FEW = 512
+"""Branch pages of a level up to which they may stay in the page cache."""
 _MOST = 8
 """Depth that no tree of ours reaches: a thousand million million pages."""
 
+_Record = tuple[int, ...]
+
 
 class _Nodes(NamedTuple):
-    """All nodes of some pages; a row each."""
+    """All nodes of some pages; int64 ``[N]`` each."""
 
-    page: Array
     start: Array
-    """Within the page."""
+    """Byte among those of the pages."""
+    room: Array
+    """Bytes from there to the end of its page."""
     low: Array
     high: Array
     flags: Array
@@ -61,131 +65,133 @@ def check(file: Path) -> list[str]:
     Args:
         file: at least as long as its meta pages say.
     """
-    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as view:
-        # A tree of large values is a few pages far apart: reading ahead would read the values.
-        view.madvise(mmap.MADV_RANDOM)
-        pages = np.frombuffer(view, np.uint8, len(view) // PAGE * PAGE).reshape(-1, PAGE)
-        try:
-            return list(_Tree(pages, view).wrong())
-        finally:
-            del pages
+    data = DataFile(file)
+    try:
+        _walk(data, file.stat().st_size // PAGE)
+    except DamageError as error:
+        return [error.what]
+    except OSError as error:  # the disk cannot read it
+        return [str(error)]
+    finally:
+        data.close()
+    return []
 
 
-class _Tree:
-    """The pages of one file, and how many of them its newest meta page counts on."""
+def _walk(data: DataFile, pages: int) -> None:
+    """Look at all pages of the newest tree.
 
-    def __init__(self, pages: Array, view: mmap.mmap):
-        self._pages = pages
-        self._view = view
-        metas = [bytes(pages[i]) for i in (0, 1)]
-        newest = max(metas, key=lambda meta: struct.unpack_from("<Q", meta, _LAST + 8)[0])
-        self._records = [_RECORD.unpack_from(newest, at) for at in (_FREE, _MAIN)]
-        self._end = min(struct.unpack_from("<Q", newest, _LAST)[0] + 1, len(pages))
+    Raises:
+        DamageError: at the first one that is not what it should be.
+    """
+    metas = [bytes(data.read(i * PAGE, PAGE)) for i in (0, 1)]
+    newest = max(metas, key=lambda meta: struct.unpack_from("<Q", meta, _LAST + 8)[0])
+    end = min(struct.unpack_from("<Q", newest, _LAST)[0] + 1, pages)
+    trees: list[_Record] = [_RECORD.unpack_from(newest, at) for at in (_FREE, _MAIN)]
+    with Nearby(data, pages) as nearby:
+        while trees:
+            # The leaves of all together: tables grow side by side, so their pages lie mixed.
+            leaves = _ascending([_leaves(tree, nearby, end) for tree in trees])
+            trees = []
+            for part in nearby.read(leaves, keep=True):
+                nodes = _nodes(part, _LEAF)
+                _require_values(nodes, part.space, end)
+                trees += _tables(nodes, part.space)
 
-    def wrong(self) -> Iterator[str]:
-        """Yield what is wrong."""
-        todo = list(self._records)
-        while todo:
-            record = todo.pop()
-            depth, root = record[2], record[7]
-            if root == _NONE:
-                continue
-            if not 1 <= depth <= _MOST or root >= self._end:
-                yield f"a tree begins at page {root} with depth {depth}"
-                continue
-            level = np.array([root], np.int64)
-            for deep in range(depth):
-                leaf = deep == depth - 1
-                found = self._bad_pages(level, _LEAF if leaf else _BRANCH)
-                if found:
-                    yield found
-                    break
-                nodes = self._nodes(level)
-                if isinstance(nodes, str):
-                    yield nodes
-                    break
-                if not leaf:
-                    level = nodes.low | nodes.high << 16 | nodes.flags << 32
-                    if (level >= self._end).any() or (level < 2).any():
-                        yield f"page {int(level.max())} is pointed to and is not there"
-                        break
-                    continue
-                wrong = self._bad_values(nodes)
-                if wrong:
-                    yield wrong
-                tables = self._tables(nodes)
-                self._prepare(tables)
-                todo += tables
 
-    def _bad_pages(self, level: Array, kind: int) -> str:
-        """Return what is wrong with the headers of the pages of one level."""
-        heads = self._pages[level, :_HEADER]
-        number = heads[:, :8].copy().view("<u8")[:, 0]
-        flags = heads[:, 10:12].copy().view("<u2")[:, 0]
-        lower, upper = (heads[:, at : at + 2].copy().view("<u2")[:, 0] for at in (12, 14))
-        sound = (number == level.astype(np.uint64)) & (flags & 0x0F == kind)
-        sound &= (lower >= _HEADER) & (lower % 2 == 0) & (lower <= upper) & (upper <= PAGE)
-        bad = level[~sound]
-        return f"page {int(bad[0])} of its tree is not one ({len(bad)} pages)" if len(bad) else ""
+def _leaves(tree: _Record, nearby: Nearby, end: int) -> Array:
+    """Return the numbers of the leaf pages of a tree ``[N]`` int64.
 
-    def _nodes(self, level: Array) -> "_Nodes | str":
-        """Return the nodes of some sound pages, or what is wrong with where they lie."""
-        lower = self._pages[level, 12:14].copy().view("<u2")[:, 0].astype(np.int64)
-        upper = self._pages[level, 14:16].copy().view("<u2")[:, 0].astype(np.int64)
-        counts = (lower - _HEADER) // 2
-        of = np.repeat(np.arange(len(level)), counts)
-        at = _HEADER + 2 * (np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts))
-        page = level[of]
-        start = self._two(page, at)
-        if ((start < upper[of]) | (start > PAGE - _NODE)).any():
-            return "a node lies outside its page"
-        low, high, flags, key = (self._two(page, start + i) for i in (0, 2, 4, 6))
-        if (start + _NODE + key > PAGE).any():
-            return "a key ends outside its page"
-        return _Nodes(page, start, low, high, flags, key)
+    Args:
+        tree: its record.
+        nearby: reads pages.
+        end: first page that is not in use.
 
-    def _bad_values(self, nodes: _Nodes) -> str:
-        """Return what is wrong with where the values of leaf nodes lie."""
-        size = nodes.low | nodes.high << 16
-        data = nodes.start + _NODE + nodes.key
-        big = nodes.flags & _BIG != 0
-        inside = data + np.where(big, 8, size) <= PAGE
-        if not inside.all() or (nodes.flags & ~(_BIG | _TABLE)).any():
-            return "a value ends outside its page"
-        first = self._eight(nodes.page[big], data[big])
-        pages = -(-(size[big] + _HEADER) // PAGE)
-        if (first < 2).any() or (first + pages > self._end).any():
-            return "a large value lies outside the file"
-        return ""
+    Raises:
+        DamageError: a page above them is not what it should be, or points to what is not there.
+    """
+    depth, root = tree[2], tree[7]
+    if root == _NONE:
+        return np.empty(0, np.int64)
+    if not 1 <= depth <= _MOST or not _FIRST <= root < end:
+        raise DamageError(f"a tree begins at page {root} with depth {depth}")
+    level = np.array([root], np.int64)
+    for _ in range(depth - 1):
+        children = []
+        # A large level is of records; small ones are what LMDB walks next, to find images.
+        for part in nearby.read(level, keep=len(level) < _FEW):
+            nodes = _nodes(part, _BRANCH)
+            children.append(nodes.low | nodes.high << 16 | nodes.flags << 32)
+        level = _ascending(children)
+        if (level < _FIRST).any() or (level >= end).any():
+            raise DamageError(f"page {int(level[-1])} is pointed to and is not there")
+    return level
 
-    def _prepare(self, tables: list[tuple[int, ...]]) -> None:
-        """Have the whole file read where most of it will be wanted."""
-        if sum(table[4] for table in tables) > _MANY * self._end:
-            self._view.madvise(mmap.MADV_SEQUENTIAL)
-            with contextlib.suppress(OSError):  # an older kernel reads as it goes
-                self._view.madvise(_POPULATE)
 
-    def _tables(self, nodes: _Nodes) -> list[tuple[int, ...]]:
-        """Return the records of the tables that leaf nodes hold."""
-        found = []
-        for i in np.flatnonzero(nodes.flags & _TABLE).tolist():
-            data = int(nodes.start[i] + _NODE + nodes.key[i])
-            page = bytes(self._pages[int(nodes.page[i])])
-            if data + _RECORD.size <= PAGE:
-                found.append(_RECORD.unpack_from(page, data))
-        return found
+def _ascending(numbers: list[Array]) -> Array:
+    """Return the numbers of pages, joined ``[N]``.
 
-    def _two(self, page: Array, at: Array) -> Array:
-        """Return the 16-bit numbers at ``at`` of pages."""
-        value: Array = self._pages[page, at].astype(np.int64)
-        high: Array = self._pages[page, at + 1].astype(np.int64) << 8
-        value |= high
-        return value
+    Raises:
+        DamageError: one is there twice.
+    """
+    joined = np.sort(np.concatenate(numbers))
+    twice = np.flatnonzero(joined[1:] == joined[:-1])
+    if len(twice):
+        raise DamageError(f"page {int(joined[twice[0]])} is pointed to twice")
+    return joined
 
-    def _eight(self, page: Array, at: Array) -> Array:
-        """Return the 64-bit numbers at ``at`` of pages, those above 2^62 as -1."""
-        value = np.zeros(len(page), np.int64)
-        for i in range(8):
-            value |= self._pages[page, at + i].astype(np.int64) << (8 * i)
-        sane: Array = np.where((value < 0) | (value >= 1 << 62), -1, value)
-        return sane
+
+def _nodes(part: Part, kind: int) -> _Nodes:
+    """Return the nodes of pages that should all be of one kind.
+
+    Raises:
+        DamageError: one of them is not such a page, or a node is not where it can be.
+    """
+    heads = part.space.view("<u8")[part.places, : _HEADER // 8]
+    flags, lower, upper = heads.view("<u2")[:, 5:].astype(np.int64).T
+    sound = (heads[:, 0] == part.numbers.astype(np.uint64)) & (flags & 0x0F == kind)
+    sound &= (lower >= _HEADER) & (lower % 2 == 0) & (lower <= upper) & (upper <= PAGE)
+    sound &= (lower > _HEADER) | (kind == _LEAF)
+    if not sound.all():
+        bad = part.numbers[~sound]
+        raise DamageError(f"page {int(bad[0])} of its tree is not one ({len(bad)} pages)")
+    counts = (lower - _HEADER) // 2
+    page = np.repeat(part.places * PAGE, counts)
+    within = np.arange(len(page)) - np.repeat(np.cumsum(counts) - counts, counts)
+    words = part.space.view("<u2").reshape(-1)
+    offset = words[page // 2 + _HEADER // 2 + within].astype(np.int64)
+    # LMDB places every node at an even byte.
+    if ((offset < np.repeat(upper, counts)) | (offset > PAGE - _NODE) | (offset % 2 != 0)).any():
+        raise DamageError("a node lies outside its page")
+    start, room = page + offset, PAGE - offset
+    parts = words[start[:, None] // 2 + np.arange(_NODE // 2)].astype(np.int64)
+    low, high, marks, key = parts.T
+    if (_NODE + key > room).any():
+        raise DamageError("a key ends outside its page")
+    return _Nodes(start, room, low, high, marks, key)
+
+
+def _require_values(nodes: _Nodes, space: Array, end: int) -> None:
+    """Look where the values of leaf nodes lie.
+
+    Raises:
+        DamageError: one lies where none can.
+    """
+    size = nodes.low | nodes.high << 16
+    big = nodes.flags & _BIG != 0
+    data = _NODE + nodes.key
+    outside = data + np.where(big, 8, size) > nodes.room
+    if outside.any() or (nodes.flags & ~(_BIG | _TABLE)).any():
+        raise DamageError("a value ends outside its page")
+    at = (nodes.start + data)[big]
+    first = space.reshape(-1)[at[:, None] + np.arange(8)].view("<u8")[:, 0]
+    length = -(-(size[big] + _HEADER) // PAGE).astype(np.uint64)
+    if ((first < _FIRST) | (first >= end) | (first + length > end)).any():
+        raise DamageError("a large value lies outside the file")
+
+
+def _tables(nodes: _Nodes, space: Array) -> list[_Record]:
+    """Return the records of the tables that leaf nodes hold."""
+    data = _NODE + nodes.key
+    held = (nodes.flags & _TABLE != 0) & (data + _RECORD.size <= nodes.room)
+    bytes_of = space.reshape(-1).data
+    return [_RECORD.unpack_from(bytes_of, at) for at in (nodes.start + data)[held].tolist()]
