@@ -329,8 +329,9 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         now = time.monotonic()
         with self._lock:
             if group:
-                self._pacing.waited(now - group[0].at, now - started, len(self._streams))
-                self._figures["credit"] = float(self._pacing.credit(len(self._streams)))
+                streams, waited = len(self._streams), now - group[0].at
+                self._pacing.waited(waited, now - started, len(group), streams)
+                self._figures["credit"] = float(self._pacing.credit(streams))
             self._figures["commits"] += bool(group)
             self._figures["fragments"] += len(group)
             self._figures["bytes"] += sum(arrival.size for arrival in group)

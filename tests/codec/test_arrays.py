@@ -27,7 +27,7 @@ named_arrays = st.dictionaries(st.text(max_size=8), any_array, max_size=4)
 
 def seal(header: dict, blocks: bytes = b"") -> bytes:
     """Make a message with a right checksum and whatever else, as an attacker would."""
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     body = text + (bytes(-(32 + len(text)) % 64) + blocks if blocks else b"")
     prefix = struct.pack("<4sHHIIQ", b"USAR", 1, 0, len(text), 0, 32 + len(body))
     return prefix + struct.pack("<Q", xxhash.xxh3_64_intdigest(prefix + body)) + body
@@ -158,3 +158,27 @@ def test_longer_than_asked_for_is_damage():
     buffer = arrays.pack({}, {"a": np.zeros(1000, np.uint8)})
     with pytest.raises(DamageError, match="length"):
         arrays.unpack(buffer, max_bytes=500)
+
+
+def test_meta_may_say_anything_that_the_table_says():
+    """The table is found by its text, which strings of ``meta`` cannot hold unescaped."""
+    meta = {
+        "arrays": [["a", "uint8", [9]]],
+        "text": ',"arrays":[',
+        "nested": {"x": 1, "arrays": []},
+    }
+    got, parts = arrays.unpack(arrays.pack(meta, {"b": np.arange(3)}))
+    assert got == meta
+    assert list(parts) == ["b"]
+    for header in ({"meta": {}, "more": 1, "arrays": []}, {"arrays": [], "meta": {}}):
+        with pytest.raises(DamageError):
+            arrays.unpack(seal(header))
+
+
+def test_a_table_seen_before_is_still_compared_with_its_message():
+    one = arrays.pack({"n": 1}, {"a": np.zeros(4)})
+    assert arrays.unpack(one)[1]["a"].shape == (4,)
+    with pytest.raises(DamageError, match="end after"):
+        arrays.unpack(seal({"meta": {"n": 22}, "arrays": [["a", "float64", [4]]]}, b"\0" * 8))
+    with pytest.raises(DamageError, match="longer"):
+        arrays.unpack(seal({"meta": {"n": 333}, "arrays": [["a", "float64", [4]]]}, b"\0" * 40))

@@ -21,8 +21,9 @@ numbers that are many are never in it. NaN and infinities in ``meta`` are writte
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xxhash
@@ -55,6 +56,10 @@ _JSON = json.JSONEncoder(separators=(",", ":"))
 _CHECKSUM = struct.Struct("<Q")
 _HEAD = _PREFIX.size + _CHECKSUM.size
 _ZEROS = bytes(ALIGN)
+_BETWEEN = b',"arrays":'
+"""What stands between ``meta`` and the arrays; within a string its quotes would be escaped."""
+_KEPT_TEXT = 4096
+"""Bytes of a table above which it is not remembered."""
 _SMALL = 1 << 16
 """Bytes below which a copy is cheaper than a call per part."""
 
@@ -101,22 +106,19 @@ def unpack(
     if header_end - _HEAD > max_header:
         got = header_end - _HEAD
         raise DamageError("message header is too long", got=got, allowed=f"{max_header} bytes")
-    meta, table = _parse_header(bytes(view[_HEAD:header_end]))
-    arrays: dict[str, Array] = {}
-    end = header_end
-    for name, dtype, shape, size in _entries(table, max_bytes):
-        if name in arrays:
-            raise DamageError("array is named twice", got=name)
-        start = end + -end % ALIGN
-        end = start + size
-        if end > len(view):
-            raise DamageError(f"array {name!r} ends after its message", got=end, allowed=len(view))
-        if size:
-            arrays[name] = _view(view, start, dtype, shape, name)
-        else:
-            arrays[name] = _empty(dtype, shape)
-    if end != len(view):
-        raise DamageError("message is longer than its arrays", got=len(view), allowed=end)
+    meta, table = _parse_header(bytes(view[_HEAD:header_end]), max_bytes)
+    begin = header_end + (-header_end % ALIGN if table.places else 0)
+    if begin + table.size > len(view):
+        end = begin + table.size
+        raise DamageError("arrays end after their message", got=end, allowed=len(view))
+    if begin + table.size < len(view):
+        raise DamageError(
+            "message is longer than its arrays", got=len(view), allowed=begin + table.size
+        )
+    arrays = {
+        name: _view(view, begin + start, dtype, shape, name) if size else _empty(dtype, shape)
+        for name, dtype, shape, start, size in table.places
+    }
     return meta, arrays
 
 
@@ -205,26 +207,67 @@ def _check_prefix(view: memoryview, max_bytes: int) -> int:
     return int(_HEAD + header_bytes)
 
 
-def _parse_header(data: bytes) -> tuple[dict[str, Any], list[Any]]:
-    try:
-        header = json.loads(data)
-        meta, table = header["meta"], header["arrays"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamageError("message header is not readable", got=error) from error
-    if not isinstance(meta, dict) or not isinstance(table, list):
+class _Place(NamedTuple):
+    """One array, and where it begins after the header and the zeros behind that."""
+
+    name: str
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class _Table(NamedTuple):
+    """All arrays of a message."""
+
+    places: tuple[_Place, ...]
+    size: int
+    """Bytes from the first one to the end."""
+
+
+def _parse_header(data: bytes, max_bytes: int) -> tuple[dict[str, Any], _Table]:
+    """Return ``meta`` and the table of the arrays.
+
+    Messages of one kind differ in ``meta``, seldom in the table: that is parsed once, by its text.
+    """
+    cut = data.rfind(_BETWEEN)
+    if cut < 0 or not data.endswith(b"}"):
         raise DamageError("message header has the wrong form")
-    return meta, table
+    header = _json(data[:cut] + b"}")
+    if not isinstance(header, dict) or header.keys() != {"meta"}:
+        raise DamageError("message header has the wrong form")
+    if not isinstance(header["meta"], dict):
+        raise DamageError("message header has the wrong form")
+    text = data[cut + len(_BETWEEN) : -1]
+    parse = _parse_table if len(text) <= _KEPT_TEXT else _parse_table.__wrapped__
+    return header["meta"], parse(text, max_bytes)
 
 
-def _entries(
-    table: list[Any], max_bytes: int
-) -> Iterator[tuple[str, "np.dtype[Any]", tuple[int, ...], int]]:
-    for entry in table:
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamageError("message header is not readable", got=error) from error
+
+
+@lru_cache(maxsize=256)
+def _parse_table(text: bytes, max_bytes: int) -> _Table:
+    entries = _json(text)
+    if not isinstance(entries, list):
+        raise DamageError("message header has the wrong form")
+    places: dict[str, _Place] = {}
+    end = 0
+    for entry in entries:
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
             raise DamageError("array entry has the wrong form", got=entry)
         name, dtype, shape = entry
+        if name in places:
+            raise DamageError("array is named twice", got=name)
         size = checked_size(dtype, shape, max_bytes)
-        yield name, _LITTLE[dtype], tuple(shape), size
+        start = end + -end % ALIGN
+        places[name] = _Place(name, _LITTLE[dtype], tuple(shape), start, size)
+        end = start + size
+    return _Table(tuple(places.values()), end)
 
 
 def _view(

@@ -16,6 +16,8 @@ it all the way.
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from enum import IntEnum
+from itertools import pairwise
+from math import isinf
 from typing import Any
 
 import numpy as np
@@ -265,10 +267,11 @@ def _check_finite(fragment: Fragment) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             _refuse(fragment, f"{name} is not finite", "NaN or infinity", "finite numbers")
     for name in ("proposed", "reward"):
-        if np.isinf(getattr(fragment, name)).any():
+        if any(map(isinf, getattr(fragment, name).ravel().tolist())):
             _refuse(fragment, f"{name} is infinite", "infinity", "finite numbers or NaN")
-    if (np.diff(fragment.robot_ns) <= 0).any():
-        _refuse(fragment, "robot_ns does not increase", fragment.robot_ns.tolist(), "increasing")
+    stamps = fragment.robot_ns.tolist()
+    if any(after <= before for before, after in pairwise(stamps)):
+        _refuse(fragment, "robot_ns does not increase", stamps, "increasing")
 
 
 def _check_streams(fragment: Fragment) -> None:

@@ -11,8 +11,9 @@ captured, and travels with it to the disk.
 """
 
 import math
+import threading
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import xxhash
@@ -27,6 +28,31 @@ CODECS: tuple[Codec, ...] = ("raw", "zstd", "jpeg")
 MAX_SIDE = 16384
 MAX_BYTES = 256 << 20
 _COLOURS = {1: "GRAY", 3: "RGB"}
+
+
+class _Zstd(threading.local):
+    """This thread's compressor and decompressor: making one takes longer than using it."""
+
+    def __init__(self) -> None:
+        self._in: Any = None
+        self._out: Any = None
+
+    def compressor(self) -> Any:
+        if self._in is None:
+            import zstandard
+
+            self._in = zstandard.ZstdCompressor(level=1)
+        return self._in
+
+    def decompressor(self) -> Any:
+        if self._out is None:
+            import zstandard
+
+            self._out = zstandard.ZstdDecompressor()
+        return self._out
+
+
+_zstd = _Zstd()
 
 
 def checksum(data: Buffer) -> int:
@@ -52,9 +78,7 @@ def encode(image: Array, codec: Codec, *, quality: int = 92) -> bytes:
     if codec == "raw":
         return pixels.tobytes()
     if codec == "zstd":
-        import zstandard
-
-        return zstandard.ZstdCompressor(level=1).compress(pixels.data.cast("B"))
+        return cast(bytes, _zstd.compressor().compress(pixels.data.cast("B")))
     import simplejpeg
 
     colour = _COLOURS[image.shape[2]]
@@ -101,8 +125,9 @@ def _decode_zstd(data: Buffer, size: int) -> bytes:
         stated = zstandard.get_frame_parameters(bytes(data[:32])).content_size
         if stated != size:
             raise DamageError("zstd image has the wrong size", got=stated, allowed=size)
-        decoder = zstandard.ZstdDecompressor()
-        return decoder.decompress(data, max_output_size=size, allow_extra_data=False)
+        decoder = _zstd.decompressor()
+        found = decoder.decompress(data, max_output_size=size, allow_extra_data=False)
+        return cast(bytes, found)
     except zstandard.ZstdError as error:
         raise DamageError("zstd image is damaged", got=error) from error
 

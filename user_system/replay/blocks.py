@@ -60,6 +60,8 @@ EpisodeKey = tuple[str, int, str]
 """(producer, epoch, episode): nothing is ever joined across lives of a producer."""
 
 _FORMAT = 1
+_AT_ONCE = 64
+"""Fragments between two pauses."""
 _MAX_BYTES = 1 << 32
 
 
@@ -111,9 +113,16 @@ class Block:
         return rows
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[int, Fragment]]) -> "Block":
-        """Join fragments of one schema, given with their offsets; images are left out."""
-        return _Joiner(entries).block()
+    def of(
+        cls, entries: Sequence[tuple[int, Fragment]], pause: Callable[[], object] = lambda: None
+    ) -> "Block":
+        """Join fragments of one schema, given with their offsets; images are left out.
+
+        Args:
+            entries: offset and fragment of each.
+            pause: called every millisecond or so, for whoever is not to keep others waiting.
+        """
+        return _Joiner(entries, pause).block()
 
     def until(self, offset: int) -> "Block":
         """Return the fragments below ``offset``."""
@@ -192,7 +201,8 @@ class Block:
 class _Joiner:
     """Turns a list of fragments into one block."""
 
-    def __init__(self, entries: Sequence[tuple[int, Fragment]]):
+    def __init__(self, entries: Sequence[tuple[int, Fragment]], pause: Callable[[], object]):
+        self._pause = pause
         self._offsets = [offset for offset, _ in entries]
         self._fragments = [fragment for _, fragment in entries]
         self._names: dict[str, int] = {}
@@ -225,6 +235,8 @@ class _Joiner:
         )
 
     def _row(self, offset: int, fragment: Fragment) -> tuple[tuple[Any, ...], Array]:
+        if offset % _AT_ONCE == 0:
+            self._pause()
         header, code = fragment.header, self._code
         codes = np.array([code(name) for name in header.names], np.int32)
         key = header.producer, header.epoch, header.episode
@@ -250,6 +262,7 @@ class _Joiner:
         return self._names.setdefault(name, len(self._names))
 
     def _join(self, column: Callable[[Fragment], Array]) -> Array:
+        self._pause()
         if len(self._fragments) == 1:
             return column(self._fragments[0])
         return np.concatenate([column(fragment) for fragment in self._fragments])

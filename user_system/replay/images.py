@@ -21,6 +21,7 @@ that is what makes it possible to remember where an image lies. They begin with 
 so that images begin at ``LEAD`` modulo 64, a cache line of the file.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ ENTRY = np.dtype([("length", "<u4"), ("checksum", "<u8")])
 
 def per_group(shape: Shape) -> int:
     """Return how many images ``(H, W, C)`` share a value."""
-    return max(1, GROUP_BYTES // int(np.prod(shape)))
+    return max(1, GROUP_BYTES // math.prod(shape))
 
 
 def key(offset: int, camera: int, group: int) -> bytes:

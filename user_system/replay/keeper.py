@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from user_system.core.errors import UserSystemError
 from user_system.core.types import Fragment
@@ -21,6 +21,12 @@ BLOCK_STEPS = 4096
 
 _MOST_BEHIND = 16 * BLOCK_STEPS
 """Steps that are not in blocks yet at which who appends has to help: readers pay for each."""
+
+_FAR_BEHIND = 3 * BLOCK_STEPS
+"""Steps at which it hurries."""
+
+_PAUSE_S = 0.002
+"""How long it leaves the interpreter to others after each millisecond in which it makes a block."""
 
 _PERIOD_S = 1.0
 """How often it looks at the readers."""
@@ -87,9 +93,9 @@ class Keeper:
         while self._seal_next():
             pass
 
-    def _seal_next(self) -> bool:
+    def _seal_next(self, pause: Callable[[], object] = lambda: None) -> bool:
         with self._lock:
-            sealed = self._seal()
+            sealed = self._seal(pause)
         with self._counting:
             self._behind = max(0, self._behind - sealed)
         return sealed > 0
@@ -102,13 +108,18 @@ class Keeper:
                 return
             try:
                 self._pinning.clear(time.monotonic())
-                while due and not self._over.is_set() and self._seal_next():
+                while due and not self._over.is_set() and self._seal_next(self._pause):
                     pass
             except UserSystemError as error:
                 # Nothing is lost: readers go on with the log itself, and an append tries again.
                 log.error("%s could not be tended: %s", self._env.path, error)
 
-    def _seal(self) -> int:
+    def _pause(self) -> None:
+        """Let those work who keep robots waiting, unless they are far ahead."""
+        if self._behind < _FAR_BEHIND and not self._over.is_set():
+            time.sleep(_PAUSE_S)
+
+    def _seal(self, pause: Callable[[], object]) -> int:
         """Make the next blocks where there are steps enough; return how many they took."""
         with self._env.read() as txn:
             start = tables.blocked(txn, self._env)
@@ -121,7 +132,7 @@ class Keeper:
         end = found[-1][0] + 1
         schemas = sorted({fragment.header.schema for _, fragment in found})
         blocks = [
-            Block.of([e for e in found if e[1].header.schema == schema]).encode()
+            Block.of([e for e in found if e[1].header.schema == schema], pause).encode()
             for schema in schemas
         ]
 
