@@ -22,10 +22,10 @@ class Limits:
     """Per stream, however slow the server is: one under way and one that follows."""
     most: int = 64
     """Per stream, however fast it is: what one host may have in the server's memory."""
-    together: int = 32
+    together: int = 24
     """Of all streams, however slow the server is: from fewer it makes groups so small that it gets
-    even less done. A message each of four hosts that are behind."""
-    target_s: float = 0.003
+    even less done. A few from each of four hosts that are behind."""
+    target_s: float = 0.002
     """How long something may wait at the server, beyond what any answer takes."""
 
 
