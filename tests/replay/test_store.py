@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from user_system.codec import fragments as codec
 from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.core.ports import Ingest, Refused
-from user_system.core.types import End, Segment
+from user_system.core.types import End, Parcel, Segment
 from user_system.replay import layout, rewrite, salvage, tables
+from user_system.replay.episodes import Episodes
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
 from user_system.replay.tables import U64
@@ -282,9 +284,14 @@ def lived(fragments, boot):
     return [header(f, header=header(f.header, boot=boot)) for f in fragments]
 
 
+def arrived(fragments):
+    """Return fragments as they come from a host."""
+    return [Parcel(fragment, codec.record(fragment)) for fragment in fragments]
+
+
 def test_another_lifes_fragments_are_no_repeats(store, data, recorder):
     """Two robots of one name, or a spool lost and a clock set back: nothing may pass for stored."""
-    mine, theirs = (lived(recorder().run_episode(12), boot) for boot in ("one", "two"))
+    mine, theirs = (arrived(lived(recorder().run_episode(12), boot)) for boot in ("one", "two"))
     assert store.append(mine[:2]) == []
     assert not store.strange("arm", 1, "one")
     assert store.strange("arm", 1, "two")
@@ -320,8 +327,21 @@ def test_merging_two_lives_of_one_name_loses_neither(tmp_path, recorder):
     for boot in ("one", "two"):
         with Store(tmp_path / boot).open(create=True) as store:
             store.append(lived(recorder().run_episode(8), boot))
-    with pytest.raises(SpecError, match="another process"):
+    with pytest.raises(SpecError, match="of two processes under one name"):
         rewrite.rewrite([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+
+
+def test_what_was_imported_keeps_who_recorded_it(tmp_path, recorder):
+    """An import puts episodes of many processes under one name, and they go along everywhere."""
+    robot, path = recorder(), tmp_path / "replay"
+    with Store(path).open(create=True) as store:
+        for boot in ("one", "two"):
+            assert store.append(lived(robot.run_episode(8), boot)) == []
+    rewrite.compact(path)
+    rewrite.rewrite([path], tmp_path / "other")
+    with Store(tmp_path / "other").open() as store:
+        boots = {e.header.boot for e in Episodes(store.env)}
+    assert boots == {"one", "two"}
 
 
 def test_a_store_that_never_knew_whose_they_are_takes_them(store, recorder):
@@ -330,5 +350,5 @@ def test_a_store_that_never_knew_whose_they_are_takes_them(store, recorder):
     key = b"arm\0" + U64.pack(1)
     store.env.write(lambda txn: tables.put(txn, store.env, "next", key, U64.pack(1)))
     assert not store.strange("arm", 1, "two")
-    assert store.append([second]) == []
-    assert store.strange("arm", 1, "two")
+    assert store.append(arrived(lived([second], "two"))) == []
+    assert store.strange("arm", 1, "one")

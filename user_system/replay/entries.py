@@ -35,6 +35,8 @@ class Entry:
     record: bytes = b""
     values: Sequence[images.Value] = ()
     """Of its images."""
+    arrived: bool = False
+    """Whether it came from a host, whose source must be its own."""
 
     @property
     def size(self) -> int:
@@ -44,6 +46,7 @@ class Entry:
 
 def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]) -> Entry:
     """Return a fragment checked and encoded, or refused; a parcel is both already."""
+    remote = isinstance(arrived, Parcel)
     fragment = arrived.fragment if isinstance(arrived, Parcel) else arrived
     source = b""
     try:
@@ -59,8 +62,9 @@ def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]
         schema = Schema.of(fragment)
         pixels = list(images.values(fragment, identity(fragment.header), schema, codecs))
     except SpecError as error:
-        return Entry(fragment, source, str(error))
-    return Entry(fragments.low(parcel.fragment), source, "", schema, parcel.record, pixels)
+        return Entry(fragment, source, str(error), arrived=remote)
+    low = fragments.low(parcel.fragment)
+    return Entry(low, source, "", schema, parcel.record, pixels, remote)
 
 
 def _parcel(fragment: Fragment) -> Parcel:

@@ -137,6 +137,7 @@ class _Copy:
             with self._env.read() as txn:
                 of = legacy.schemas if self._format == legacy.FORMAT else tables.schemas
                 self._schemas = {schema.id: schema for schema in of(txn, self._env)}
+                self._store.require_same(self._progress_of(txn))
             start = 0
             while (start := self._copy_from(start)) >= 0:
                 pass

@@ -150,6 +150,27 @@ class Store:
         self._took(outcome)
         return outcome.refused
 
+    def require_same(self, sources: Mapping[bytes, Progress]) -> None:
+        """Make sure that another store means by its sources the same as this one.
+
+        Args:
+            sources: rows of its table ``next``.
+
+        Raises:
+            SpecError: one was begun by two processes; what is missing here would pass for stored.
+        """
+        with self.env.read() as txn:
+            books = Books(txn, self.env)
+            for source, there in sources.items():
+                here = books.of(source).life
+                if here and there.life and here != there.life:
+                    raise SpecError(
+                        "two stores hold fragments of two processes under one name",
+                        got=source[: -U64.size - 1].decode(errors="replace"),
+                        allowed="one process for each producer and epoch",
+                        todo="Keep them in stores of their own.",
+                    )
+
     def adopt(self, ready: Sequence[Entry]) -> Sequence[str]:
         """Store entries of another store, in order, as they are; what is missing is passed over.
 
@@ -159,18 +180,14 @@ class Store:
             What ``append`` would have said of those that go back in time; see ``order``.
 
         Raises:
-            SpecError: one does not stack with what is here, or is of another process than what is
-                here of its source; nothing of this call is stored.
+            SpecError: one does not stack with what is here; nothing of this call is stored.
         """
 
         def work(txn: Txn) -> tuple[_Outcome, list[str]]:
             outcome, books = _Outcome(), Books(txn, self.env)
             late: list[str] = []
             for item in ready:
-                header = item.fragment.header
-                if books.strange(item.source, header.boot):
-                    raise SpecError(_stranger(header), todo="Take it into a store of its own.")
-                if header.sequence < books.expected(item.source):
+                if item.fragment.header.sequence < books.expected(item.source):
                     outcome.duplicates += 1
                     continue
                 if reason := self._unlike(txn, item, outcome):
@@ -334,7 +351,7 @@ class Store:
             if not source:
                 outcome.refused.append(_refused(item.fragment, item.refusal))
                 continue
-            if books.strange(source, header.boot):
+            if item.arrived and books.strange(source, header.boot):
                 outcome.refused.append(_refused(item.fragment, _stranger(header)))
                 continue
             expected = books.expected(source)
