@@ -497,3 +497,22 @@ def test_what_policies_recorded_comes_with_the_steps_that_have_it(store, data, r
     logp = everything(data, columns=["logp"]).extras["logp"]
     assert np.isnan(logp[:2]).all()
     assert logp[2:].tolist() == [4, 5]
+
+
+def test_a_window_may_take_in_what_is_new_now_and_then_only(store, data, recorder, monkeypatch):
+    """What is held back is drawn later, and never lost; by default nothing is."""
+    now = [100.0]
+    monkeypatch.setattr("user_system.replay.sampler.time.monotonic", lambda: now[0])
+    robot = recorder()
+    data.follow_s = 0.5
+    store.append(robot.run_episode(4))
+    assert data.count() == 4
+    store.append(robot.run_episode(4))
+    assert data.count() == 4
+    now[0] += 0.5
+    assert data.count() == 8
+    data.follow_s = 0.0
+    now[0] += 0.5
+    for total in (12, 16):
+        store.append(robot.run_episode(4))
+        assert data.count() == total

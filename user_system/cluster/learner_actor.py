@@ -19,7 +19,7 @@ from user_system.core.errors import ConfigError, LinkError
 from user_system.core.interfaces import Data
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array
-from user_system.replay.sampler import ReplayData
+from user_system.replay.sampler import FOLLOW_S, ReplayData
 from user_system.replay.store import reader
 from user_system.replay.views import parse_views
 
@@ -81,13 +81,15 @@ class LearnerActor:
         encoders = {name: make_encoder(e) for name, e in config.encoders.items()}
         if config.access == "mmap":
             with reader(config.replay).open() as env:
-                yield ReplayData(
+                window = ReplayData(
                     env,
                     seed=config.seed,
                     views=parse_views(config.views),
                     encoders=encoders,
                     cache_bytes=config.cache_bytes,
                 )
+                window.follow_s = FOLLOW_S
+                yield window
             return
         with RemoteData(
             way,

@@ -11,6 +11,7 @@ from user_system.cluster import dial, heartbeat
 from user_system.cluster.configs import ReaderHostConfig
 from user_system.cluster.process import Life, run
 from user_system.replay.env import Env
+from user_system.replay.sampler import FOLLOW_S
 from user_system.replay.served import ServedData
 from user_system.replay.store import reader
 from user_system.replay.views import parse_views
@@ -35,13 +36,15 @@ def window(env: Env, opening: Opening) -> ServedData:
     Raises:
         ConfigError: a view of its own is none, or would hide a built-in one.
     """
-    return ServedData(
+    served = ServedData(
         env,
         seed=opening.seed,
         schema=opening.schema,
         follow=opening.follow,
         views=parse_views(opening.views),
     )
+    served.follow_s = FOLLOW_S
+    return served
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ the index, are counted, and others are drawn.
 Which steps are drawn is decided in ``choosing``, what a batch has of them in ``gather``.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ from user_system.replay.views import BUILT_IN, View
 
 Choose = Callable[[Chooser, str, int], Picked]
 """Returns ``n`` of what a view offers."""
+
+FOLLOW_S = 0.05
+"""``follow_s`` of learners: of what comes one by one, taking in ten costs little more than one."""
 
 _FORMAT = 2
 _MAX_DAMAGED_DRAWS = 1000
@@ -78,6 +82,8 @@ class ReplayData:
         cache_bytes: int = 256 << 20,
     ):
         self.follow = follow
+        self.follow_s = 0.0
+        """How soon after it took in something new it does so again; 0: at the next draw."""
         self._env = env
         self._schema = schema
         self._views = views
@@ -217,14 +223,16 @@ class ReplayData:
     # --- inside ----------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
+        self._again_at = 0.0
+        """Monotonic seconds from which on a draw takes in what is new."""
         self._index = Index(self._env)
         self._window: _Window | None = None
         self._consumed = Consumed(self._rows)
         self._consumed_episodes = Consumed(self._rows)
 
     def _follow(self) -> None:
-        if self.follow:
-            self._index.refresh()
+        if self.follow and time.monotonic() >= self._again_at and self._index.refresh():
+            self._again_at = time.monotonic() + self.follow_s
 
     def _look(self) -> _Window | None:
         """Return what is drawn from; None while there is nothing."""

@@ -22,7 +22,7 @@ from user_system.core.interfaces import Data, Draw
 from user_system.core.types import Array
 from user_system.replay import store
 from user_system.replay.env import Env, Txn
-from user_system.replay.sampler import ReplayData
+from user_system.replay.sampler import FOLLOW_S, ReplayData
 
 SEED = 3
 _WRITE = 32
@@ -194,6 +194,13 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).data.cast("B")
 
 
+def _window(env: Env) -> ReplayData:
+    """Return a window on the store as learners have it."""
+    data = ReplayData(env, seed=SEED)
+    data.follow_s = FOLLOW_S
+    return data
+
+
 class Stored:
     """The replay buffer, as a learner draws from it.
 
@@ -206,7 +213,7 @@ class Stored:
     def __init__(self, sizes: Sizes, path: Path, data: Data | None = None):
         self._sizes = sizes
         self._env = store.reader(path).open()
-        self.data: Data = data or ReplayData(self._env, seed=SEED)
+        self.data: Data = data or _window(self._env)
         self._request = Draw(n=sizes.batch)
 
     def batch(self) -> object:
