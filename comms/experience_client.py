@@ -215,7 +215,7 @@ class ExperienceClient:
 
     def _lost(self, refused: Refused) -> pb.HostMessage:
         """Return the message that says that a fragment is lost here."""
-        source = pb.Source(producer=refused.producer, epoch=refused.epoch)
+        source = self._source(refused.producer, refused.epoch)
         with self._lock:
             self._figures["lost"] += 1
         lost = pb.Lost(source=source, sequence=refused.sequence, reason=refused.reason[:2000])

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_SOURCES = 4096
 """(producer, epoch) pairs in one Hello."""
 
+_MAX_NAME, _MAX_REASON = 255, 2000
+
 UNHEARD = 256
 """Sequences before the next one whose refusals Welcome repeats; the credit where that is larger."""
 
@@ -46,19 +48,27 @@ class _Arrival:
 
     stream: "_Stream"
     part: pb.Fragment | pb.Lost
+    size: int
+    """Bytes on the wire."""
+    weight: int
+    """Bytes that it claims to have decoded; no more than one may have."""
     at: float
     """Monotonic seconds of its arrival."""
+
+    @classmethod
+    def of(cls, stream: "_Stream", part: pb.Fragment | pb.Lost) -> "_Arrival":
+        """Return what has just come."""
+        size = weight = part.ByteSize()
+        if isinstance(part, pb.Fragment):
+            claimed = (i.height * i.width * i.channels for i in part.images[: wire.MAX_PARTS])
+            weight = min(sum(claimed, len(part.record)), wire.MAX_DECODED)
+        return cls(stream, part, size, weight, time.monotonic())
 
     @property
     def key(self) -> tuple[str, int, int]:
         """Producer, epoch, sequence."""
         source = self.part.source
         return source.producer, source.epoch, self.part.sequence
-
-    @property
-    def size(self) -> int:
-        """Bytes on the wire."""
-        return self.part.ByteSize()
 
 
 class ExperienceService(experience_pb2_grpc.ExperienceServicer):
@@ -69,7 +79,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         credit: fragments that a host may have under way without an answer, at most.
         commit_ms: how long the first fragment of a group waits for others.
         commit_fragments: largest group.
-        commit_bytes: group size on the wire after which it is committed.
+        commit_bytes: decoded size of a group after which it is committed.
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         credit: int = 64,
         commit_ms: float = 0.0,
         commit_fragments: int = 64,
-        commit_bytes: int = 4 << 20,
+        commit_bytes: int = 16 << 20,
     ):
         self._ingest = ingest
         self._credit = credit
@@ -90,6 +100,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._arrivals: SimpleQueue[_Arrival | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
+        self._owners: dict[tuple[str, int], str] = {}
+        """(producer, epoch) -> boot, of what was stored lately; for the committer."""
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._figures = dict.fromkeys(
@@ -190,8 +202,14 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             older.end(LinkError("this host has dialled again"))
 
     def _welcome(self, hello: pb.Hello) -> pb.ReplayMessage:
-        strangers = [s for s in hello.sources if self._strange(s)]
-        ours = [s for s in hello.sources if s not in strangers]
+        for source in hello.sources:
+            _require_source(source)
+        strange = [self._ingest.strange(s.producer, s.epoch, s.boot) for s in hello.sources]
+        strangers = [s for s, is_one in zip(hello.sources, strange, strict=True) if is_one]
+        ours = [s for s, is_one in zip(hello.sources, strange, strict=True) if not is_one]
+        if strangers:
+            names = sorted({source.producer for source in strangers})
+            log.error("%s: others began what it sends of %s", hello.host, names)
         nexts = [self._next(source.producer, source.epoch) for source in ours]
         refusals = [_refusal(r) for answer in nexts for r in self._unheard(answer)]
         credit = self._credit
@@ -207,16 +225,10 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         source = pb.Source(producer=producer, epoch=epoch)
         return pb.Next(source=source, next=self._ingest.expected(producer, epoch))
 
-    def _strange(self, source: pb.Source) -> bool:
-        strange = self._ingest.strange(source.producer, source.epoch, source.boot)
-        if strange:
-            log.error("%s/%d is not of whoever began it", source.producer, source.epoch)
-        return strange
-
     def _read(self, stream: "_Stream", requests: Iterator[pb.HostMessage]) -> None:
         """Hand one host's fragments to the committer, in order, never more than its credit."""
         try:
-            sources: set[tuple[str, int, str]] = set()
+            sources: set[tuple[str, int]] = set()
             while stream.acquire():
                 message = next(requests, None)
                 if message is None:
@@ -224,11 +236,13 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
                 for number, part in enumerate(self._parts(message)):
                     if number and not stream.acquire():
                         return
-                    arrival = _Arrival(stream, part, time.monotonic())
-                    source = *arrival.key[:2], part.source.boot
-                    if source not in sources:
-                        self._require_own(part.source)
-                        sources.add(source)
+                    arrival = _Arrival.of(stream, part)
+                    if arrival.key[:2] not in sources:
+                        # One that is no source must end this stream, not the commit of all hosts.
+                        self._ingest.expected(*arrival.key[:2])
+                        sources.add(arrival.key[:2])
+                        if len(sources) > MAX_SOURCES:
+                            sources.clear()  # looking again costs little, remembering all would not
                     self._arrivals.put(arrival)
         except UserSystemError as error:
             stream.end(error)
@@ -239,21 +253,6 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             stream.end(LinkError("unforeseen error at the replay; see its log"))
         finally:
             stream.end(None)
-
-    def _require_own(self, source: pb.Source) -> None:
-        """Make sure that a source is one, and nobody else's: this stream ends, no other.
-
-        Raises:
-            SpecError: it is not. Dialled again, the host hears of a stranger in Welcome.
-        """
-        if self._strange(source):
-            raise SpecError(
-                f"epoch {source.epoch} of {source.producer!r} was begun by another process",
-                got=f"boot {source.boot!r}",
-                allowed="the one that began it",
-                todo="Two robots share a name, or a host has lost its spool and its clock went "
-                "back: give this robot another name. Nothing of it was stored or forgotten.",
-            )
 
     def _parts(self, message: pb.HostMessage) -> Sequence[pb.Fragment | pb.Lost]:
         """Return what a message holds.
@@ -267,8 +266,10 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             parts = message.fragments.fragments
         elif kind == "lost":
             parts = [message.lost]
-        if not parts or not all(part.source.producer for part in parts):
+        if not parts:
             raise SpecError("after Hello only fragments are expected", got=kind)
+        for part in parts:
+            _require_source(part.source)
         if len(parts) > self._credit:
             raise SpecError("too many fragments at once", got=len(parts), allowed=self._credit)
         return parts
@@ -303,9 +304,9 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         first = self._arrivals.get()
         if first is None:
             return [], False
-        group, size = [first], first.size
+        group, weight = [first], first.weight
         deadline = time.monotonic() + self._commit_s
-        while len(group) < self._commit_fragments and size < self._commit_bytes:
+        while len(group) < self._commit_fragments and weight < self._commit_bytes:
             try:
                 arrival = self._arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
@@ -313,15 +314,16 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             if arrival is None:
                 return group, False
             group.append(arrival)
-            size += arrival.size
+            weight += arrival.weight
         return group, True
 
     def _commit(self, group: Sequence[_Arrival]) -> None:
         # What a stream brought after it was cut off may come again on the next one: not stored
         # here, so that the order within an epoch never depends on two streams.
-        group = [arrival for arrival in group if not arrival.stream.ended]
+        group = self._own([arrival for arrival in group if not arrival.stream.ended])
         started = time.monotonic()
         refused = self._store(group)
+        self._remember(group)
         gaps = 0
         for stream in {arrival.stream: None for arrival in group}:
             own = [arrival for arrival in group if arrival.stream is stream]
@@ -338,6 +340,33 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             self._figures["refused"] += len(refused)
             self._figures["gaps"] += gaps
             self._figures["commit_ms"] = (now - started) * 1000
+
+    def _own(self, group: Sequence[_Arrival]) -> list[_Arrival]:
+        """Return what comes from whoever began its source; the streams of others end.
+
+        Here and not where it arrives: two may begin at the same moment, and nothing is said to
+        either of what the other one sent. Dialled again, a host hears of a stranger in Welcome.
+        """
+        kept: list[_Arrival] = []
+        begun: dict[tuple[str, int], str] = {}
+        for arrival in group:
+            source, of = arrival.part.source, arrival.key[:2]
+            owner = begun.get(of) or self._owners.get(of)
+            if owner is None and self._ingest.strange(*of, source.boot):
+                owner = "somebody else"
+            if owner and source.boot and owner != source.boot:
+                arrival.stream.end(_stranger(source))
+                continue
+            begun[of] = owner or source.boot
+            kept.append(arrival)
+        return [arrival for arrival in kept if not arrival.stream.ended]
+
+    def _remember(self, group: Sequence[_Arrival]) -> None:
+        """Note whose the sources are of which something is on disk now."""
+        if len(self._owners) > MAX_SOURCES:
+            self._owners.clear()
+        boots = ((arrival.key[:2], arrival.part.source.boot) for arrival in group)
+        self._owners.update((of, boot) for of, boot in boots if boot)
 
     def _store(self, group: Sequence[_Arrival]) -> list[Refused]:
         """Store a group in order; return what was refused."""
@@ -407,31 +436,52 @@ class _Stream:
         self._credit.release()
 
 
+def _require_source(source: pb.Source) -> None:
+    """Refuse names that nobody has, before anything is kept by them.
+
+    Raises:
+        SpecError: there is no name, or one is too long.
+    """
+    if not source.producer:
+        raise SpecError("a source has no producer", allowed="a name")
+    if max(len(source.producer), len(source.boot)) > _MAX_NAME:
+        got = (len(source.producer), len(source.boot))
+        raise SpecError("names of a source are too long", got=got, allowed=_MAX_NAME)
+
+
+def _stranger(source: pb.Source) -> SpecError:
+    return SpecError(
+        f"epoch {source.epoch} of {source.producer!r} was begun by another process",
+        got=f"boot {source.boot!r}",
+        allowed="the one that began it",
+        todo="Two robots share a name, or a host has lost its spool and its clock went back: give "
+        "this robot another name. Nothing of it was stored or forgotten.",
+    )
+
+
 def _content(part: pb.Fragment | pb.Lost) -> Parcel | Refused:
     """Return the fragment that arrived, or the reason why it is none."""
     if isinstance(part, pb.Lost):
-        return _lost(part)
-    try:
-        return wire.fragment_from_proto(part)
-    except UserSystemError as error:
-        source = part.source
-        log.warning("refused fragment %d of %s: %s", part.sequence, source.producer, error)
-        return Refused(source.producer, source.epoch, part.sequence, str(error))
+        refused = _named(part, f"lost on its host: {part.reason}")
+    else:
+        try:
+            return wire.fragment_from_proto(part)
+        except UserSystemError as error:
+            refused = _named(part, str(error))
+    log.warning("fragment %d of %s: %s", refused.sequence, refused.producer, refused.reason)
+    return refused
 
 
-def _lost(message: pb.Lost) -> Refused:
-    source = message.source
-    log.error(
-        "fragment %d of %s/%d was lost on its host: %s",
-        *(message.sequence, source.producer, source.epoch, message.reason),
-    )
-    reason = f"lost on its host: {message.reason[:2000]}"
-    return Refused(source.producer, source.epoch, message.sequence, reason)
+def _named(part: pb.Fragment | pb.Lost, reason: str) -> Refused:
+    """Return a refusal; the reason may quote what came, which may be long, and no text."""
+    said = reason[:_MAX_REASON].encode("ascii", "backslashreplace").decode()
+    source = part.source
+    return Refused(source.producer, source.epoch, part.sequence, said, source.boot)
 
 
 def _refusal(refused: Refused) -> pb.Refusal:
     source = pb.Source(producer=refused.producer, epoch=refused.epoch)
-    return pb.Refusal(source=source, sequence=refused.sequence, reason=refused.reason[:2000])
+    return pb.Refusal(source=source, sequence=refused.sequence, reason=refused.reason[:_MAX_REASON])
 
 
 def _end_all(group: Sequence[_Arrival], error: UserSystemError) -> None:

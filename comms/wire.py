@@ -202,6 +202,8 @@ def _check_claims(message: experience_pb2.Fragment, low: Fragment) -> None:
         raise DamageError("record is of another fragment", got=got, allowed=names)
     for parts in (low.observation, low.extras, low.streams, header.names):
         limit(parts, "arrays or names")
+        if strange := [name for name in parts if not (name.isascii() or fragments.is_text(name))]:
+            raise DamageError("names that are no text", got=ascii(strange[0]))
     if inside := [name for name, array in low.observation.items() if fragments.is_image(array)]:
         raise DamageError("images inside of a record", got=inside)
     if len(low) > _STEPS:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comms import experience_client
-from comms.credentials import AllowList, Credentials
+from comms import experience_client, experience_service, wire
+from comms.credentials import AllowList, Credentials, Peer, Role
 from comms.experience_client import ExperienceClient, label, replay_stats
 from comms.experience_service import ExperienceService
+from comms.pb import experience_pb2 as pb
 from comms.serving import Server, serve
 from comms.tunnel import DirectTunnel, Endpoints
+from user_system.codec import arrays
 from user_system.codec import fragments as codec
 from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError
 from user_system.core.ports import Outbox, Refused
@@ -582,6 +584,111 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     assert "give this robot another name" in caplog.text
     head.stop()
     store.close()
+
+
+def lived(fragment: Fragment, boot: str) -> Fragment:
+    return replace(fragment, header=replace(fragment.header, boot=boot))
+
+
+def arrivals(service: ExperienceService, *sent: tuple[Any, Sequence[Fragment]]) -> list[Any]:
+    found = []
+    for stream, fragments in sent:
+        for fragment in fragments:
+            part = wire.fragment_to_proto(fragment)
+            found.append(experience_service._Arrival.of(stream, part))
+    return found
+
+
+def heard(stream: Any) -> tuple[list[Any], Any]:
+    """Return the answers that a stream got, and the error that ended it."""
+    answers, error = [], None
+    while not stream.outgoing.empty():
+        item = stream.outgoing.get()
+        if isinstance(item, Exception):
+            error = item
+        elif item is not None:
+            answers.append(item.ack)
+    return answers, error
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_of_two_robots_that_begin_one_name_together_only_the_first_is_answered(
+    tmp_path: Path, make_fragment: Callable[..., Fragment], apart: bool
+) -> None:
+    """Both were welcome; what the second one hears must not make it forget what nobody has."""
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        one, two = (experience_service._Stream(Peer(n, Role.ROBOT), 64) for n in ("a", "b"))
+        first = arrivals(service, (one, [lived(make_fragment(sequence=k), "1") for k in range(3)]))
+        second = arrivals(service, (two, [lived(make_fragment(sequence=k), "2") for k in range(5)]))
+        for group in [first, second] if apart else [first + second]:
+            service._commit(group)
+        answers, error = heard(two)
+        assert answers == []
+        assert "another process" in str(error)
+        answers, error = heard(one)
+        assert error is None
+        assert [n.next for ack in answers for n in ack.next] == [3]
+        assert [list(ack.refusals) for ack in answers] == [[]]
+        assert store.expected("arm-1", 0) == 3
+
+
+def test_what_was_refused_has_an_owner_too(
+    tmp_path: Path, make_fragment: Callable[..., Fragment]
+) -> None:
+    """The first fragments of a life were refused, or lost: its numbers are still nobody else's."""
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        stream = experience_service._Stream(Peer("a", Role.ROBOT), 64)
+        bad = wire.fragment_to_proto(lived(make_fragment(sequence=0), "1"))
+        bad.record = bad.record[:-1]
+        service._commit([experience_service._Arrival.of(stream, bad)])
+        assert store.expected("arm-1", 0) == 1
+        assert store.strange("arm-1", 0, "2")
+        assert not store.strange("arm-1", 0, "1")
+
+
+@pytest.mark.parametrize(("producer", "boot"), [("arm", "x" * 300), ("x" * 300, "b"), ("", "b")])
+def test_names_that_nobody_has_end_the_stream_before_they_are_kept(
+    tmp_path: Path, producer: str, boot: str
+) -> None:
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        stream = experience_service._Stream(Peer("a", Role.ROBOT), 64)
+        source = pb.Source(producer=producer, boot=boot)
+        service._read(stream, iter([pb.HostMessage(lost=pb.Lost(source=source))]))
+        _, error = heard(stream)
+        assert isinstance(error, SpecError)
+        assert service._arrivals.empty()
+
+
+def test_a_group_is_bounded_by_what_it_becomes(make_fragment: Callable[..., Fragment]) -> None:
+    """Black pictures are small on the wire; all of a group is in memory decoded."""
+    service = ExperienceService(ModelIngest(), commit_bytes=100_000)
+    stream = experience_service._Stream(Peer("a", Role.ROBOT), 64)
+    for k in range(10):
+        made = make_fragment(sequence=k)
+        black = {"top": np.zeros((2, 64, 64, 3), np.uint8)}
+        part = wire.fragment_to_proto(replace(made, observation=black))
+        assert part.ByteSize() < 4000
+        service._arrivals.put(experience_service._Arrival.of(stream, part))
+    group, _ = service._collect()
+    assert len(group) == 4
+
+
+def test_a_reason_that_is_no_text_is_kept_as_text(
+    tmp_path: Path, make_fragment: Callable[..., Fragment]
+) -> None:
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        stream = experience_service._Stream(Peer("a", Role.ROBOT), 64)
+        part = wire.fragment_to_proto(make_fragment())
+        meta, parts = arrays.unpack(part.record)
+        part.record = arrays.pack(meta, {**parts, "z/\ud800" + "y" * 5000: parts["c/reward"]})
+        service._commit([experience_service._Arrival.of(stream, part)])
+        (refused,) = store.refused("arm-1", 0, 0)
+        assert len(refused.reason) < 2100
+        assert store.expected("arm-1", 0) == 1
 
 
 def test_a_fragment_that_breaks_the_store_stops_no_other_host(

@@ -253,6 +253,7 @@ _many_arrays = record_of(
 _image_inside = record_of(
     lambda meta, parts: parts.update({"o/top": np.zeros((3, 2, 2, 3), np.uint8)})
 )
+_no_text = record_of(lambda meta, parts: parts.update({"x/\ud800": parts["c/reward"]}))
 _not_finite = record_of(
     lambda meta, parts: parts.update({"c/executed": np.full_like(parts["c/executed"], np.nan)})
 )
@@ -299,6 +300,7 @@ def _short_rows(message: Any) -> None:
         _many_arrays,
         _image_inside,
         _not_finite,
+        _no_text,
         _damaged_record,
         _two_records,
         _unknown_codec,

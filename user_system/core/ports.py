@@ -15,6 +15,8 @@ class Refused:
     epoch: int
     sequence: int
     reason: str
+    boot: str = ""
+    """Of whoever recorded it; empty: not known."""
 
 
 class Ingest(Protocol):

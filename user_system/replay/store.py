@@ -53,6 +53,9 @@ class _Outcome:
         }
 
 
+_MAX_REASON = 2000
+"""Characters that are kept of why a fragment was refused; it may quote what was sent."""
+
 _TOTALS = (*_Outcome().counts(), "skipped", "appended_labels")
 
 
@@ -249,6 +252,7 @@ class Store:
         def work(txn: Txn) -> bool:
             books = Books(txn, self.env)
             due = books.expected(source) == refused.sequence
+            due = due and not books.strange(source, refused.boot)
             if due:
                 self._refuse(txn, books, source, refused)
                 books.write()
@@ -380,8 +384,9 @@ class Store:
 
     def _refuse(self, txn: Txn, books: Books, source: bytes, refused: Refused) -> None:
         key = source + U64.pack(refused.sequence)
-        tables.put(txn, self.env, "refused", key, refused.reason.encode())
-        books.move(source, refused.sequence + 1)
+        reason = refused.reason[:_MAX_REASON].encode(errors="backslashreplace")
+        tables.put(txn, self.env, "refused", key, reason)
+        books.move(source, refused.sequence + 1, refused.boot)
 
     def _unfit(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return why a fragment does not go with what is here."""
@@ -433,4 +438,4 @@ def _stranger(header: FragmentHeader) -> str:
 
 def _refused(fragment: Fragment, reason: str) -> Refused:
     header = fragment.header
-    return Refused(header.producer, header.epoch, header.sequence, reason)
+    return Refused(header.producer, header.epoch, header.sequence, reason, header.boot)
