@@ -100,8 +100,6 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._arrivals: SimpleQueue[_Arrival | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
-        self._owners: dict[tuple[str, int], str] = {}
-        """(producer, epoch) -> boot, of what was stored lately; for the committer."""
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._figures = dict.fromkeys(
@@ -323,7 +321,6 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         group = self._own([arrival for arrival in group if not arrival.stream.ended])
         started = time.monotonic()
         refused = self._store(group)
-        self._remember(group)
         gaps = 0
         for stream in {arrival.stream: None for arrival in group}:
             own = [arrival for arrival in group if arrival.stream is stream]
@@ -351,22 +348,12 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         begun: dict[tuple[str, int], str] = {}
         for arrival in group:
             source, of = arrival.part.source, arrival.key[:2]
-            owner = begun.get(of) or self._owners.get(of)
-            if owner is None and self._ingest.strange(*of, source.boot):
-                owner = "somebody else"
-            if owner and source.boot and owner != source.boot:
+            strange = of not in begun and self._ingest.strange(*of, source.boot)
+            if strange or begun.setdefault(of, source.boot) not in ("", source.boot):
                 arrival.stream.end(_stranger(source))
-                continue
-            begun[of] = owner or source.boot
-            kept.append(arrival)
+            else:
+                kept.append(arrival)
         return [arrival for arrival in kept if not arrival.stream.ended]
-
-    def _remember(self, group: Sequence[_Arrival]) -> None:
-        """Note whose the sources are of which something is on disk now."""
-        if len(self._owners) > MAX_SOURCES:
-            self._owners.clear()
-        boots = ((arrival.key[:2], arrival.part.source.boot) for arrival in group)
-        self._owners.update((of, boot) for of, boot in boots if boot)
 
     def _store(self, group: Sequence[_Arrival]) -> list[Refused]:
         """Store a group in order; return what was refused."""
