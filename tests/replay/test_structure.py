@@ -1,5 +1,7 @@
 """A file whose tree cannot be walked is refused before LMDB, which would end us, maps it."""
 
+import errno
+import os
 import random
 import struct
 import subprocess
@@ -7,7 +9,7 @@ import sys
 
 import pytest
 
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, StoreError
 from user_system.replay import structure
 from user_system.replay.store import Store, reader
 
@@ -103,12 +105,28 @@ def test_a_disk_that_cannot_read_the_file_is_damage(written, monkeypatch):
     path, _ = written
 
     def broken(*_):
-        raise OSError(5, "bad sector")
+        raise OSError(errno.EIO, "bad sector")
 
     monkeypatch.setattr(structure.DataFile, "read_into", broken)
     monkeypatch.setattr(structure.DataFile, "read_once", broken)
     with pytest.raises(DamageError, match="bad sector"):
         reader(path).open()
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("name", ["preadv", "open"])
+def test_a_machine_that_cannot_read_now_says_nothing_about_the_file(
+    written, monkeypatch, name, number
+):
+    path, _ = written
+
+    def failing(*_, **__):
+        raise OSError(number, "not now")
+
+    monkeypatch.setattr(os, name, failing)
+    with pytest.raises(StoreError, match="not now") as caught:
+        structure.check(path / "data.mdb")
+    assert not isinstance(caught.value, DamageError)
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ value of the latter that holds such a record. A record is padding (4 bytes), fla
 then branch, leaf and overflow pages, entries and root page (8 each).
 """
 
+import errno
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import Array
 from user_system.replay.datafile import DataFile
 from user_system.replay.mapped import PAGE
@@ -64,16 +65,22 @@ def check(file: Path) -> list[str]:
 
     Args:
         file: at least as long as its meta pages say.
+
+    Raises:
+        StoreError: this machine cannot look at it now, which says nothing about the file.
     """
-    data = DataFile(file)
     try:
-        _walk(data, file.stat().st_size // PAGE)
+        data = DataFile(file)
+        try:
+            _walk(data, file.stat().st_size // PAGE)
+        finally:
+            data.close()
     except DamageError as error:
         return [error.what]
-    except OSError as error:  # the disk cannot read it
-        return [str(error)]
-    finally:
-        data.close()
+    except OSError as error:
+        if error.errno == errno.EIO:  # the disk cannot read it
+            return [str(error)]
+        raise StoreError(f"cannot read {file}", got=error) from error
     return []
 
 
