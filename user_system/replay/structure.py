@@ -29,6 +29,9 @@ from user_system.replay.nearby import Nearby, Part
 
 _HEADER = 16
 _BRANCH, _LEAF = 0x01, 0x02
+"""All flags of such a page: others are of pages in memory, or of tables that we have none of."""
+_CHILDREN = 2
+"""Of a branch at least: LMDB leaves none with fewer, and ends the process where it meets one."""
 _BIG, _TABLE = 0x01, 0x02
 _NODE = 8
 _RECORD = struct.Struct("<IHHQQQQQ")
@@ -155,9 +158,9 @@ def _nodes(part: Part, kind: int) -> _Nodes:
     """
     heads = part.space.view("<u8")[part.places, : _HEADER // 8]
     flags, lower, upper = heads.view("<u2")[:, 5:].astype(np.int64).T
-    sound = (heads[:, 0] == part.numbers.astype(np.uint64)) & (flags & 0x0F == kind)
+    sound = (heads[:, 0] == part.numbers.astype(np.uint64)) & (flags == kind)
     sound &= (lower >= _HEADER) & (lower % 2 == 0) & (lower <= upper) & (upper <= PAGE)
-    sound &= (lower > _HEADER) | (kind == _LEAF)
+    sound &= (lower >= _HEADER + 2 * _CHILDREN) | (kind == _LEAF)
     if not sound.all():
         bad = part.numbers[~sound]
         raise DamageError(f"page {int(bad[0])} of its tree is not one ({len(bad)} pages)")
