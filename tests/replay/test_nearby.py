@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -81,3 +82,32 @@ def test_a_disk_that_fails_is_not_taken_for_an_old_kernel(file, monkeypatch):
     monkeypatch.setattr(os, "preadv", broken)
     with pytest.raises(OSError, match="bad sector"):
         read(file, [1, 2], keep=False)
+
+
+def test_threads_find_out_at_once_that_a_kernel_cannot_leave_the_page_cache_alone(
+    file, monkeypatch
+):
+    plain = os.preadv
+    together = threading.Barrier(2)
+
+    def old(handle, targets, position, flags=0):
+        if flags:
+            together.wait(10)  # none of them knows yet what the other is told
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return plain(handle, targets, position)
+
+    monkeypatch.setattr(os, "preadv", old)
+    numbers, found = read(file, [1, WINDOW], keep=False)
+    assert found == numbers == [1, WINDOW]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_kernel_that_reads_less_than_asked_is_asked_again(file, monkeypatch, keep):
+    plain = os.preadv
+
+    def little(handle, targets, position, flags=0):
+        return plain(handle, [memoryview(targets[0])[: PAGE - 96]], position)
+
+    monkeypatch.setattr(os, "preadv", little)
+    numbers, found = read(file, range(PAGES), keep=keep)
+    assert found == numbers == list(range(PAGES))

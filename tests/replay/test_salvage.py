@@ -7,9 +7,13 @@ import pytest
 
 from user_system.core.errors import StoreError
 from user_system.core.interfaces import Draw
+from user_system.replay import labels
+from user_system.replay.books import Progress
+from user_system.replay.entries import is_source_key, source_key
 from user_system.replay.salvage import salvage
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store, reader
+from user_system.replay.tables import put, unseal
 
 EPISODES, STEPS = 30, 16
 
@@ -147,3 +151,51 @@ def test_hosts_go_on_where_they_were(written, tmp_path, recorder):
         assert store.append(robot.run_episode(STEPS)) == []
         assert store.stats()["appended_fragments"] == 4
         assert np.isfinite(store.stats()["live_bytes"])
+
+
+def test_hashes_are_not_taken_for_sources(written, tmp_path):
+    """Those of labels and of episodes, and their keys, may look like how far a source is."""
+    path, _ = written
+    versions = (f"v{i}" for i in range(1 << 14))
+    alike = [v for v in versions if labels.encode("e", "success", v, True, None).of[-9] == 0]
+    assert len(alike) > 20
+    with Store(path).open() as store:
+        before = rows(store, "next")
+        for version in alike:
+            store.label("e", "success", version, True, None)
+        of, says = source_key("a text", 1), b"\xff" * 16  # as a hash may be, once in a long time
+        store.env.write(lambda txn: put(txn, store.env, "versions", of, says))
+        rank = bytes(8) + b"\x7f"
+        store.env.write(lambda txn: put(txn, store.env, "order", rank, bytes(3) + says[3:]))
+    salvage(path, tmp_path / "new")
+    with Store(tmp_path / "new").open() as store:
+        assert rows(store, "next") == before
+
+
+def rows(store, table):
+    """Return all keys of a table with how far each source is."""
+    with store.env.read() as txn:
+        cursor = txn.cursor(store.env.table(table))
+        return {bytes(key): Progress.parse(unseal(bytes(key), v)).expected for key, v in cursor}
+
+
+@pytest.mark.parametrize("name", ["arm-1", "a", "x" * 255, "Arm \u00fc", ""])
+@pytest.mark.parametrize("epoch", [0, 1, 256, (1 << 64) - 1])
+def test_keys_of_sources_are_known_as_such(name, epoch):
+    assert is_source_key(source_key(name, epoch))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"",
+        b"offset",
+        bytes(8),
+        b"arm-1" + bytes([1]) + bytes(8),
+        b"arm\0one" + bytes(9),
+        b"\xff\xfe\xfd" + bytes(9),
+        b"x" * 256 + bytes(9),
+    ],
+)
+def test_other_keys_are_not_of_sources(key):
+    assert not is_source_key(key)

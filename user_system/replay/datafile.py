@@ -37,17 +37,18 @@ class DataFile:
 
     def read_into(self, target: Any, position: int) -> bool:
         """Fill a buffer; return whether the file had that much."""
-        return os.preadv(self._handle, [target], position) == len(target)
+        return self._fill(target, position, 0)
 
     def read_once(self, target: Any, position: int) -> bool:
         """Do as ``read_into``; what was not in the page cache will not stay there.
 
         Where the kernel cannot do that, it stays.
         """
+        flags = self._once  # of other threads one may be the first to find out
         try:
-            return os.preadv(self._handle, [target], position, self._once) == len(target)
+            return self._fill(target, position, flags)
         except OSError as error:
-            if not self._once or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             self._once = 0
         return self.read_into(target, position)
@@ -62,3 +63,13 @@ class DataFile:
         if not self.read_into(target, position):
             raise DamageError(f"{self._path} ends too early", got=position, allowed=length)
         return target
+
+    def _fill(self, target: Any, position: int, flags: int) -> bool:
+        """Read until a buffer is full; return whether the file had that much."""
+        rest = memoryview(target)
+        while len(rest):
+            count = os.preadv(self._handle, [rest], position, flags)
+            if not count:
+                return False
+            rest, position = rest[count:], position + count
+        return True

@@ -5,6 +5,7 @@ into another must not give a fragment somebody else's images. So every part of a
 fragment it belongs to, under its checksum.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,6 +116,15 @@ def source_key(producer: str, epoch: int) -> bytes:
             allowed=f"a name of <= {_MAX_NAME} bytes",
         )
     return name + b"\0" + U64.pack(epoch)
+
+
+def is_source_key(key: bytes) -> bool:
+    """Return whether some (producer, epoch) has this key."""
+    epoch = key[-U64.size :]
+    try:
+        return source_key(key[: -U64.size - 1].decode(), *U64.unpack(epoch)) == key
+    except (SpecError, UnicodeDecodeError, struct.error):
+        return False
 
 
 def _check_size(fragment: Fragment) -> None:

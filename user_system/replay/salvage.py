@@ -22,6 +22,8 @@ from user_system.replay.schema import Schema
 from user_system.replay.store import Store
 
 _BATCH_BYTES = 32 << 20
+_MOST = 1 << 48
+"""Sequence that no source reaches: a thousand fragments a second for nine thousand years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +128,16 @@ def _take_small(found: _Found, item: pages.Small) -> None:
             schema = Schema.parse(item.key, tables.unseal(item.key, item.value))
             found.schemas.setdefault(schema.id, schema)
     else:
-        # How far each producer was; the table is not named, but the checksum covers the key.
+        # How far each producer was; the table is not named, but the checksum covers the key. Keys
+        # and values of other tables are hashes, which few of either look like; those of ``order``
+        # look like a source without a name.
         with contextlib.suppress(DamageError):
             value = tables.unseal(item.key, item.value)
-            if len(value) in books.SIZES and item.key[-9:-8] == b"\0" and len(item.key) > 9:
+            named = item.key[:1] != b"\0" and entries.is_source_key(item.key)
+            if len(value) in books.SIZES and named:
                 progress = books.Progress.parse(value)
-                found.expected[item.key] = max(progress, found.expected.get(item.key, progress))
+                if progress.expected < _MOST:
+                    found.expected[item.key] = max(progress, found.expected.get(item.key, progress))
 
 
 def _take_large(found: _Found, item: pages.Large, handle: int) -> None:

@@ -14,13 +14,14 @@ value of the latter that holds such a record. A record is padding (4 bytes), fla
 then branch, leaf and overflow pages, entries and root page (8 each).
 """
 
+import errno
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import Array
 from user_system.replay.datafile import DataFile
 from user_system.replay.mapped import PAGE
@@ -28,6 +29,9 @@ from user_system.replay.nearby import Nearby, Part
 
 _HEADER = 16
 _BRANCH, _LEAF = 0x01, 0x02
+"""All flags of such a page: others are of pages in memory, or of tables that we have none of."""
+_CHILDREN = 2
+"""Of a branch at least: LMDB leaves none with fewer, and ends the process where it meets one."""
 _BIG, _TABLE = 0x01, 0x02
 _NODE = 8
 _RECORD = struct.Struct("<IHHQQQQQ")
@@ -64,16 +68,22 @@ def check(file: Path) -> list[str]:
 
     Args:
         file: at least as long as its meta pages say.
+
+    Raises:
+        StoreError: this machine cannot look at it now, which says nothing about the file.
     """
-    data = DataFile(file)
     try:
-        _walk(data, file.stat().st_size // PAGE)
+        data = DataFile(file)
+        try:
+            _walk(data, file.stat().st_size // PAGE)
+        finally:
+            data.close()
     except DamageError as error:
         return [error.what]
-    except OSError as error:  # the disk cannot read it
-        return [str(error)]
-    finally:
-        data.close()
+    except OSError as error:
+        if error.errno == errno.EIO:  # the disk cannot read it
+            return [str(error)]
+        raise StoreError(f"cannot read {file}", got=error) from error
     return []
 
 
@@ -148,9 +158,9 @@ def _nodes(part: Part, kind: int) -> _Nodes:
     """
     heads = part.space.view("<u8")[part.places, : _HEADER // 8]
     flags, lower, upper = heads.view("<u2")[:, 5:].astype(np.int64).T
-    sound = (heads[:, 0] == part.numbers.astype(np.uint64)) & (flags & 0x0F == kind)
+    sound = (heads[:, 0] == part.numbers.astype(np.uint64)) & (flags == kind)
     sound &= (lower >= _HEADER) & (lower % 2 == 0) & (lower <= upper) & (upper <= PAGE)
-    sound &= (lower > _HEADER) | (kind == _LEAF)
+    sound &= (lower >= _HEADER + 2 * _CHILDREN) | (kind == _LEAF)
     if not sound.all():
         bad = part.numbers[~sound]
         raise DamageError(f"page {int(bad[0])} of its tree is not one ({len(bad)} pages)")
