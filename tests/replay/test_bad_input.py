@@ -144,6 +144,21 @@ BAD = {
     "a task that is no text": (header(task="t\udfff"), "text"),
     "a name of an operator that is no text": (header(names=("", "\ud800")), "text"),
     "a schema id too long": (header(schema="s" * 300), "schema id is too long"),
+    "a success that is a number": (header(success=1), "values of the wrong type"),
+    "a start that is a yes": (header(start=True), "values of the wrong type"),
+    # how many
+    "more extras than columns": (
+        lambda f: dataclasses.replace(
+            f, extras={f"x{i}": np.zeros(len(f), np.float32) for i in range(129)}
+        ),
+        "too many extras; got 129; allowed: <= 128",
+    ),
+    "more streams than sensors": (
+        lambda f: dataclasses.replace(
+            f, streams={f"t{i}": Stream(np.zeros(1, np.int64), np.zeros(1)) for i in range(65)}
+        ),
+        "too many streams; got 65; allowed: <= 64",
+    ),
     "an episode id with a zero byte": (header(episode="a\0b"), "zero byte"),
 }
 """Name -> what makes a good fragment bad, and what is said of it."""
@@ -225,9 +240,11 @@ def test_a_source_that_fits_no_key_is_refused(store, recorder, producer, epoch):
 def test_a_record_that_readers_would_not_take_is_not_acknowledged(store, recorder, monkeypatch):
     """What is larger than a message may be would look like damage to every reader."""
     monkeypatch.setattr(arrays, "MAX_BYTES", 1 << 12)
+    monkeypatch.setitem(fragments.decode.__kwdefaults__, "max_bytes", 1 << 12)
     robot = recorder()
     robot.step(100)
-    (refused,) = store.append([robot.flush()])
+    (refused,) = store.append([robot.flush(), *recorder("leg").run_episode(4)])
+    assert store.expected("leg", 1) == 1
     assert "too large" in refused.reason
     assert "allowed" in refused.reason
 

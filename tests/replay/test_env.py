@@ -113,6 +113,14 @@ def test_an_io_error_stops_the_writer_for_good(tmp_path, monkeypatch):
             env.write(lambda txn: None)
 
 
+def test_a_value_that_is_none_is_no_failed_disk(tmp_path):
+    """A block above 4 GiB is refused by LMDB before it writes; others can be written still."""
+    with Env(tmp_path / "env", "test", ["t"]).open(create=True) as env:
+        with pytest.raises(StoreError, match=r"BAD_VALSIZE.*allowed"):
+            env.write(lambda txn: txn.put(bytes(600), b"", db=env.table("t")))
+        env.write(lambda txn: txn.put(b"k", b"v", db=env.table("t")))
+
+
 @pytest.mark.system
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_use_across_fork_is_refused(tmp_path):

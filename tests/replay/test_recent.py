@@ -6,6 +6,7 @@ import pytest
 from user_system.codec import fragments as codec
 from user_system.replay import keeper, recent, tables
 from user_system.replay.blocks import Block
+from user_system.replay.filling import Filling
 from user_system.replay.index import read_fragments
 from user_system.replay.recent import Recent, Stored
 from user_system.replay.store import Store
@@ -31,7 +32,8 @@ def blocks(store):
             made.append(bytes(store.env.file.read(place.position, place.length)))
             wanted.append((start, place.end))
             start = place.end
-    return made, [Block.of(list(read_fragments(store.env, *w))).encode() for w in wanted]
+    again = [list(read_fragments(store.env, *limits, Filling())) for limits in wanted]
+    return made, [Block.of(entries).encode() for entries in again]
 
 
 def unread(monkeypatch):
@@ -114,12 +116,12 @@ def test_what_came_out_of_order_waits_for_what_is_missing(recorder):
     parts = [codec.low(f) for f in recorder().run_episode(12)]
     stored = [Stored(i, fragment, 100) for i, fragment in enumerate(parts)]
     kept.add(stored[2:])
-    assert kept.since(0, 3, 4) is None
+    assert kept.since(0, 3, Filling(4)) is None
     kept.add(stored[:2])
-    assert [offset for offset, _ in kept.since(0, 3, 12)] == [0, 1, 2]
-    assert kept.since(0, 3, 13) == [], "too few, which the log would not change"
+    assert [offset for offset, _ in kept.since(0, 3, Filling(12))] == [0, 1, 2]
+    assert kept.since(0, 3, Filling(13)) == [], "too few, which the log would not change"
     kept.forget(2)
-    assert kept.since(0, 3, 4) is None
-    ((offset, fragment),) = kept.since(2, 3, 4)
+    assert kept.since(0, 3, Filling(4)) is None
+    ((offset, fragment),) = kept.since(2, 3, Filling(4))
     assert offset == 2
     assert np.array_equal(fragment.executed, parts[2].executed)

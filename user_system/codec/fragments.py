@@ -42,6 +42,12 @@ COLUMNS: Mapping[str, str] = {
 }
 """Columns that every fragment has, and their dtypes."""
 
+MAX_EXTRAS = 128
+"""Of one fragment: readers keep a column of all steps for each."""
+
+MAX_STREAMS = 64
+"""Of one fragment: readers look for the newest sample of each at each observation."""
+
 _FORMAT = 1
 _TEXTS = ("producer", "run", "task", "episode", "schema", "robot", "embodiment", "boot")
 _NUMBERS = ("epoch", "sequence", "start", "wall_ns", "wall_bound_ns")
@@ -149,6 +155,7 @@ def check(fragment: Fragment) -> None:
     """
     for broken in (
         _check_header,
+        _check_counts,
         _check_dtypes,
         _check_rows,
         _check_labels,
@@ -207,6 +214,12 @@ def _check_header(fragment: Fragment) -> None:
         _refuse(fragment, "void_from", header.void_from, f"0..{header.start}")
     if not header.names or header.names[0] != "":
         _refuse(fragment, "names must begin with the empty string", header.names, "('', ...)")
+
+
+def _check_counts(fragment: Fragment) -> None:
+    for kind, most in (("extras", MAX_EXTRAS), ("streams", MAX_STREAMS)):
+        if (got := len(getattr(fragment, kind))) > most:
+            _refuse(fragment, f"too many {kind}", got, f"<= {most}")
 
 
 def _check_dtypes(fragment: Fragment) -> None:

@@ -1,5 +1,6 @@
 """Arrays that grow at the end and stay contiguous, so that a draw is one ``np.take`` per field."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from user_system.core.types import Array
+
+log = logging.getLogger(__name__)
+
+MAX_EXTRAS = 512
+"""Of one schema, that differ in name, dtype or shape: each is as long as all steps."""
 
 
 class Column:
@@ -85,6 +91,33 @@ class Extra:
         """Make it ``size`` rows long; NaN, where the dtype has it, for those not known."""
         self.values.pad(size, np.nan if self.values.dtype.kind == "f" else 0)
         self.known.pad(size, value=False)
+
+
+class Extras(dict[str, list[Extra]]):
+    """Extras of one schema by name; a list, since two policies may mean two things by a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds = 0
+        self.ignored = 0
+        """Times that a fragment brought one beyond ``MAX_EXTRAS``."""
+
+    def column(self, name: str, dtype: Any, tail: tuple[int, ...], fragments: int) -> Extra | None:
+        """Return the column of one kind that ``fragments`` more have; None: there are too many.
+
+        Which ones those are follows from the order of the log alone, so all readers agree.
+        """
+        for variant in self.get(name, ()):
+            if variant.values.dtype == dtype and variant.values.data.shape[1:] == tail:
+                return variant
+        if self._kinds >= MAX_EXTRAS:
+            if not self.ignored:
+                log.error("too many extras, left out; got %r; allowed: %d", name, MAX_EXTRAS)
+            self.ignored += fragments
+            return None
+        self._kinds += 1
+        self.setdefault(name, []).append(Extra(dtype, tail))
+        return self[name][-1]
 
 
 class Names:

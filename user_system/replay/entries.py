@@ -13,7 +13,7 @@ import xxhash
 
 from user_system.codec import arrays, fragments
 from user_system.codec import images as image_codecs
-from user_system.core.errors import SpecError
+from user_system.core.errors import DamageError, SpecError
 from user_system.core.types import Fragment, FragmentHeader, Parcel
 from user_system.replay import images
 from user_system.replay.schema import Schema
@@ -21,6 +21,8 @@ from user_system.replay.tables import U64
 
 _MAX_NAME = 255
 _MAX_STEPS = 1 << 16
+_MAX_SAID = 1000
+"""Characters of a header that a refusal repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,7 @@ def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]
         source = key
         parcel = arrived if isinstance(arrived, Parcel) else _parcel(arrived)
         _check_size(fragment)
-        if len(parcel.record) > arrays.MAX_BYTES:
-            # Readers would take it for damage.
-            raise SpecError("record is too large", got=len(parcel.record), allowed=arrays.MAX_BYTES)
+        _check_length(parcel.record)
         schema = Schema.of(fragment)
         pixels = list(images.values(fragment, identity(fragment.header), schema, codecs))
     except SpecError as error:
@@ -72,7 +72,15 @@ def _parcel(fragment: Fragment) -> Parcel:
     """Return a fragment that somebody made here, checked; its arrays stay theirs to change."""
     fragments.check(fragment)
     record = fragments.record(fragment)
-    return Parcel(fragments.decode(record), record)
+    _check_length(record)
+    try:
+        return Parcel(fragments.decode(record), record)
+    except DamageError as error:
+        # Nothing is damaged: readers could not read what this would become, such as a number where
+        # a yes or no belongs. One such fragment is refused, and the others it came with are not.
+        got = str(error.got)[:_MAX_SAID]
+        allowed = error.allowed or "what can be read again"
+        raise SpecError(error.what, got=got, allowed=allowed) from error
 
 
 def adopt(record: bytes, schema: Schema, values: Sequence[images.Value]) -> Entry:
@@ -125,6 +133,12 @@ def is_source_key(key: bytes) -> bool:
         return source_key(key[: -U64.size - 1].decode(), *U64.unpack(epoch)) == key
     except (SpecError, UnicodeDecodeError, struct.error):
         return False
+
+
+def _check_length(record: bytes) -> None:
+    """Refuse what readers would take for damage."""
+    if len(record) > arrays.MAX_BYTES:
+        raise SpecError("record is too large", got=len(record), allowed=arrays.MAX_BYTES)
 
 
 def _check_size(fragment: Fragment) -> None:

@@ -396,6 +396,9 @@ class Env:
             return DamageError(what, got=error, todo=layout.verify_hint(self.path))
         if isinstance(error, lmdb.ReadersFullError):
             return StoreError(what, got=error, allowed=f"{MAX_READERS} readers")
+        if isinstance(error, lmdb.BadValsizeError):
+            # Refused before anything was written: the disk is as good as it was.
+            return StoreError(what, got=error, allowed="keys of 1..511 bytes, values below 4 GiB")
         if isinstance(error, lmdb.PanicError):
             self._failed = str(error)
             todo = "Check the disk, then start the process again."

@@ -20,6 +20,7 @@ from user_system.replay import layout, tables
 from user_system.replay.blocks import Block
 from user_system.replay.columns import Column
 from user_system.replay.env import Env, Txn
+from user_system.replay.filling import Filling
 from user_system.replay.rows import Label, Rows
 from user_system.replay.schema import Schema
 
@@ -122,6 +123,7 @@ class Index:
             "damaged_records": float(self.damaged_records),
             "damaged_steps": float(sum(int(r["damaged"].sum()) for r in rows)),
             "removed_steps": float(sum(int(r["gone"].sum()) for r in rows)),
+            "ignored_columns": float(sum(r.extras.ignored + r.streams.ignored for r in rows)),
         }
 
     # --- the log ---------------------------------------------------------------------------------
@@ -136,15 +138,12 @@ class Index:
                 return True
             end = min(tables.next_block(txn, self.env, start + 1), stop)
             end = min(end, tables.peek(txn, self.env, "offset"))
-            found = self.decode(txn, start, end)
+            found = self.decode(txn, start, end, Filling())
         by_schema: dict[str, list[tuple[int, Fragment]]] = {}
         for offset, fragment in found:
             by_schema.setdefault(fragment.header.schema, []).append((offset, fragment))
         for entries in by_schema.values():
             self._extend(Block.of(entries))
-        if len(found) < _PER_SNAPSHOT:
-            # What is missing before the end was removed.
-            self.mark = self.mark._replace(log=max(end, start))
         return self.mark.log != start
 
     def _take_blocks(self, txn: Txn, start: int, stop: int) -> bool:
@@ -181,19 +180,29 @@ class Index:
         blocks = txn.stat(self.env.table("blocks"))["entries"]
         return _HEADROOM * min(left / max(end - start, 1), blocks + 1)
 
-    def decode(self, txn: Txn, start: int, stop: int) -> list[tuple[int, Fragment]]:
-        """Return entries of the log, copied: they outlive the transaction."""
+    def decode(
+        self, txn: Txn, start: int, stop: int, filling: Filling
+    ) -> list[tuple[int, Fragment]]:
+        """Return entries of the log, copied: they outlive the transaction.
+
+        As many as one snapshot may read or as fill a block; ``mark`` says how far that is.
+        """
         found: list[tuple[int, Fragment]] = []
         for offset, value in tables.entries(txn, self.env, "log", start):
-            if offset >= stop or len(found) == _PER_SNAPSHOT:
+            if offset >= stop:
                 break
+            if len(found) == _PER_SNAPSHOT or filling.enough:
+                return found
             self.mark = self.mark._replace(log=offset + 1)
             try:
                 found.append((offset, fragments.decode(bytes(value))))
+                filling.add(found[-1][1], len(value))
             except DamageError as error:
                 self.damaged_records += 1
                 path = self.env.path
                 log.error("record %d of %s is damaged and left out: %s", offset, path, error)
+        # What is missing before the end was removed.
+        self.mark = self.mark._replace(log=max(stop, start))
         return found
 
     def _extend(self, block: Block, times: float = 1.0) -> None:
@@ -272,13 +281,15 @@ class Index:
             return None
 
 
-def read_fragments(env: Env, start: int, stop: int) -> Iterator[tuple[int, Fragment]]:
-    """Yield (offset, fragment) of the sound entries of the log in ``[start, stop)``."""
+def read_fragments(
+    env: Env, start: int, stop: int, filling: Filling
+) -> Iterator[tuple[int, Fragment]]:
+    """Yield (offset, fragment) of the log's sound entries in ``[start, stop)`` until enough."""
     index = Index(env)
     index.mark = Mark(start)
-    while True:
+    while not filling.enough:
         with env.read() as txn:
-            found = index.decode(txn, index.mark.log, stop)
+            found = index.decode(txn, index.mark.log, stop, filling)
         if not found:
             return
         yield from found

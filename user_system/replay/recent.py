@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from user_system.core.types import Fragment
+from user_system.replay.filling import BLOCK_BYTES, Filling
 
-MAX_BYTES = 64 << 20
-"""Of records; where more wait for a block, they are read from the log."""
+MAX_BYTES = BLOCK_BYTES
+"""Of records: enough for a block. What comes while so much waits is read from the log."""
 
 
 class Stored(NamedTuple):
@@ -28,29 +29,35 @@ class Recent:
         self._stored: dict[int, Stored] = {}
         self._bytes = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether so many bytes wait that they are enough for a block, however few the steps."""
+        return self._bytes >= MAX_BYTES
+
     def add(self, stored: Sequence[Stored]) -> None:
-        """Keep what one transaction stored."""
+        """Keep what one transaction stored; the older ones first, since their block is the next."""
         with self._lock:
-            self._stored.update((each.offset, each) for each in stored)
-            self._bytes += sum(each.size for each in stored)
-            if self._bytes > MAX_BYTES:
-                self._stored, self._bytes = {}, 0
+            for each in stored:
+                if self.full:
+                    return
+                self._stored[each.offset] = each
+                self._bytes += each.size
 
-    def since(self, start: int, stop: int, steps: int) -> list[tuple[int, Fragment]] | None:
-        """Return ``steps`` steps of the log's ``[start, stop)``: offset and fragment of each.
+    def since(self, start: int, stop: int, filling: Filling) -> list[tuple[int, Fragment]] | None:
+        """Return a block's worth of the log's ``[start, stop)``: offset and fragment of each.
 
-        Nothing where there are fewer; None where one of them is not kept here.
+        Nothing where there is less; None where one of them is not kept here.
         """
         found: list[tuple[int, Fragment]] = []
         with self._lock:
-            while steps > 0:
+            while not filling.enough:
                 if start == stop:
                     return []
                 each = self._stored.get(start)
                 if each is None:
                     return None
                 found.append((start, each.fragment))
-                steps -= len(each.fragment)
+                filling.add(each.fragment, each.size)
                 start += 1
         return found
 

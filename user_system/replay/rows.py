@@ -15,8 +15,8 @@ import numpy as np
 
 from user_system.core.errors import SpecError
 from user_system.core.types import Array
-from user_system.replay.blocks import FRAGMENT, STEP, Block, EpisodeKey, Ragged
-from user_system.replay.columns import Column, Extra, Names
+from user_system.replay.blocks import FRAGMENT, STEP, Block, EpisodeKey
+from user_system.replay.columns import Column, Extra, Extras, Names
 from user_system.replay.interventions import Interventions
 from user_system.replay.schema import Schema
 from user_system.replay.streams import Streams
@@ -86,8 +86,8 @@ class Rows:
         """By observation row."""
         self.piece_of = Column("int32")
         """By observation row: its piece."""
-        self.extras: dict[str, list[Extra]] = {}
-        """What policies recorded; a list, since two policies may mean two things by a name."""
+        self.extras = Extras()
+        """What policies recorded."""
         self.labels: dict[str, Extra] = {}
         """Late per-step labels other than the reward."""
         self.streams = Streams()
@@ -354,22 +354,19 @@ class Rows:
 
     def _extend_ragged(self, block: Block, first: int, first_piece: int) -> None:
         for extra in block.extras:
-            column = self._extra(extra)
+            there = extra.counts > 0
+            if not there.any():
+                continue  # it comes later in the block than the part that is taken over
+            dtype, tail = extra.values.dtype, extra.values.shape[1:]
+            column = self.extras.column(extra.name, dtype, tail, int(there.sum()))
+            if column is None:
+                continue
             column.pad(len(self))
-            rows = first + np.flatnonzero(np.repeat(extra.counts > 0, block.fragments["steps"]))
+            rows = first + np.flatnonzero(np.repeat(there, block.fragments["steps"]))
             column.values.data[rows] = extra.values
             column.known.data[rows] = True
         if block.streams or self.streams:
             self.streams.extend(self, block, first_piece)
-
-    def _extra(self, extra: Ragged) -> Extra:
-        dtype, tail = extra.values.dtype, extra.values.shape[1:]
-        variants = self.extras.setdefault(extra.name, [])
-        for variant in variants:
-            if variant.values.dtype == dtype and variant.values.data.shape[1:] == tail:
-                return variant
-        variants.append(Extra(dtype, tail))
-        return variants[-1]
 
     def _take_verdicts(self, block: Block, episodes: list[Episode], first_piece: int) -> None:
         """Apply what headers say of steps before them: rewinds and the episode's success."""

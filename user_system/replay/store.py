@@ -124,8 +124,10 @@ class Store:
 
     def close(self) -> None:
         """Let go of the directory; safe to repeat."""
-        self._keeper.stop()
-        self.env.close()
+        try:
+            self._keeper.stop()
+        finally:
+            self.env.close()
 
     def __enter__(self) -> "Store":
         return self

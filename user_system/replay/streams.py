@@ -4,6 +4,7 @@ Samples of one stream lie in the order of the log, robots interleaved; each know
 of its own episode, and each observation row knows the newest sample not later than itself.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,12 @@ from user_system.replay.columns import Column
 
 if TYPE_CHECKING:
     from user_system.replay.rows import Rows
+
+
+log = logging.getLogger(__name__)
+
+MAX_STREAMS = 128
+"""Of one schema, by name: each costs a look per fragment, whether it is in it or not."""
 
 
 class Stream:
@@ -66,6 +73,8 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[str, Stream] = {}
+        self.ignored = 0
+        """Times that a fragment brought one beyond ``MAX_STREAMS``."""
 
     def __bool__(self) -> bool:
         return bool(self._streams)
@@ -80,6 +89,9 @@ class Streams:
         for sample in block.streams:
             stream = self._streams.get(sample.name)
             if stream is None:
+                if len(self._streams) >= MAX_STREAMS:
+                    self._ignore(sample)
+                    continue
                 stream = self._streams[sample.name] = Stream(sample)
             if (stream.values.dtype, stream.values.data.shape[1:]) != (
                 sample.values.dtype,
@@ -115,6 +127,11 @@ class Streams:
         stamps = np.zeros(at.shape, np.int64)
         values[valid], stamps[valid] = stream.values.data[at[valid]], stream.stamps.data[at[valid]]
         return values, stamps, valid
+
+    def _ignore(self, sample: Ragged) -> None:
+        if not self.ignored:
+            log.error("too many streams, left out; got %r; allowed: %d", sample.name, MAX_STREAMS)
+        self.ignored += int((sample.counts > 0).sum())
 
     def _take(self, stream: Stream, sample: Ragged | None, rows: "Rows", first_piece: int) -> None:
         pieces = {name: column.data for name, column in rows.pieces.items()}
