@@ -7,7 +7,8 @@ r"""The tables of a store, their keys, and how each is walked.
     places    offset                     -> where these lie in the file (see ``places``)
     blocks    first offset, part         -> end offset, position and length of the block
     columns   first offset, part         -> the block: a part of the log as columns (see ``blocks``)
-    next      producer \0 epoch          -> the sequence expected; written with the data it counts
+    next      producer \0 epoch          -> the sequence expected, written with the data it counts,
+                                           and whose the source is (see ``books``)
     refused   producer \0 epoch sequence -> why; so that a repeated one gets the same answer
     labels    number                     -> one late label, checksummed
     versions  hash of episode, name, version -> hash of what it says, so that a repeat is no news
