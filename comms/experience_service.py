@@ -100,6 +100,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._arrivals: SimpleQueue[_Arrival | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
+        self._owners: dict[tuple[str, int], str] = {}
+        """(producer, epoch) -> boot, where something of it was stored lately; for the committer."""
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._figures = dict.fromkeys(
@@ -348,7 +350,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         begun: dict[tuple[str, int], str] = {}
         for arrival in group:
             source, of = arrival.part.source, arrival.key[:2]
-            strange = of not in begun and self._ingest.strange(*of, source.boot)
+            known = of in begun or self._owners.get(of) == source.boot
+            strange = not known and self._ingest.strange(*of, source.boot)
             if strange or begun.setdefault(of, source.boot) not in ("", source.boot):
                 arrival.stream.end(_stranger(source))
             else:
@@ -382,6 +385,14 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         for producer, epoch, sequence in (arrival.key for arrival in group):
             newest[producer, epoch] = sequence
         nexts = [self._next(*source) for source in newest]
+        boots = {arrival.key[:2]: arrival.part.source.boot for arrival in group}
+        if len(self._owners) > MAX_SOURCES:
+            self._owners.clear()
+        self._owners.update(
+            (source, boots[source])
+            for (source, sequence), answer in zip(newest.items(), nexts, strict=True)
+            if answer.next > sequence
+        )
         gaps = [
             answer
             for answer, sequence in zip(nexts, newest.values(), strict=True)

@@ -46,7 +46,7 @@ class Books:
 
     def __init__(self, txn: Txn, env: Env):
         self._txn, self._env = txn, env
-        self._first = self._offset = tables.peek(txn, env, "offset")
+        self._offset: int | None = None
         self._known: dict[bytes, Progress] = {}
         self._moved: set[bytes] = set()
 
@@ -81,12 +81,14 @@ class Books:
 
     def take_offset(self) -> int:
         """Return the offset of the next entry of the log."""
+        if self._offset is None:
+            self._offset = tables.peek(self._txn, self._env, "offset")
         self._offset += 1
         return self._offset - 1
 
     def write(self) -> None:
         """Write what has changed; the last thing that a transaction does."""
-        if self._offset != self._first:
+        if self._offset is not None:
             tables.put(self._txn, self._env, "meta", b"offset", U64.pack(self._offset))
         for source in self._moved:
             value = _PROGRESS.pack(*self._known[source])
