@@ -101,7 +101,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._owners: dict[tuple[str, int], str] = {}
-        """(producer, epoch) -> boot, where something of it was stored lately; for the committer."""
+        """(producer, epoch) -> the boot that need not be asked about again; for the committer."""
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._figures = dict.fromkeys(
@@ -385,14 +385,9 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         for producer, epoch, sequence in (arrival.key for arrival in group):
             newest[producer, epoch] = sequence
         nexts = [self._next(*source) for source in newest]
-        boots = {arrival.key[:2]: arrival.part.source.boot for arrival in group}
         if len(self._owners) > MAX_SOURCES:
             self._owners.clear()
-        self._owners.update(
-            (source, boots[source])
-            for (source, sequence), answer in zip(newest.items(), nexts, strict=True)
-            if answer.next > sequence
-        )
+        self._owners.update((arrival.key[:2], arrival.part.source.boot) for arrival in group)
         gaps = [
             answer
             for answer, sequence in zip(nexts, newest.values(), strict=True)

@@ -543,6 +543,10 @@ def test_a_producer_that_fits_no_key_ends_its_own_stream_only(
     store.close()
 
 
+def lived(fragment: Fragment, boot: str) -> Fragment:
+    return replace(fragment, header=replace(fragment.header, boot=boot))
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     tmp_path: Path,
@@ -554,9 +558,8 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
 ) -> None:
     """What the replay says of that name is no acknowledgement of what this host has."""
 
-    def lived(boot: str, sequence: int) -> Fragment:
-        made = make_fragment("arm-1", 7, sequence)
-        return replace(made, header=replace(made.header, boot=boot))
+    def ours(boot: str, sequence: int) -> Fragment:
+        return lived(make_fragment("arm-1", 7, sequence), boot)
 
     store = Store(tmp_path / "replay").open(create=True)
     head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
@@ -564,19 +567,19 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     first, second = ModelOutbox(), ModelOutbox()
     with client_of(port, first, credentials("host-1")):
         for k in range(3):
-            first.put(lived("one", k))
+            first.put(ours("one", k))
         first.wait_empty()
         if not late:  # otherwise the stranger comes while its host is connected
             for k in range(5):
-                second.put(lived("two", k))
+                second.put(ours("two", k))
         with client_of(port, second, credentials("host-2"), "host-2") as other:
             wait_until(lambda: other.stats()["connected"] == 1)
             for k in range(5):
-                second.put(lived("two", k))
+                second.put(ours("two", k))
             wait_until(lambda: other.stats()["stuck"] == 1)
             second.put(make_fragment("arm-2", 0, 0))
             wait_until(lambda: ("arm-2", 0) not in second.left())
-        first.put(lived("one", 3))
+        first.put(ours("one", 3))
         first.wait_empty()
     assert second.left() == {("arm-1", 7): 5}
     assert second.aside == []
@@ -584,10 +587,6 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     assert "give this robot another name" in caplog.text
     head.stop()
     store.close()
-
-
-def lived(fragment: Fragment, boot: str) -> Fragment:
-    return replace(fragment, header=replace(fragment.header, boot=boot))
 
 
 def arrivals(service: ExperienceService, *sent: tuple[Any, Sequence[Fragment]]) -> list[Any]:
@@ -631,6 +630,22 @@ def test_of_two_robots_that_begin_one_name_together_only_the_first_is_answered(
         assert [n.next for ack in answers for n in ack.next] == [3]
         assert [list(ack.refusals) for ack in answers] == [[]]
         assert store.expected("arm-1", 0) == 3
+
+
+def test_what_was_not_stored_makes_nobody_the_owner(
+    tmp_path: Path, make_fragment: Callable[..., Fragment]
+) -> None:
+    """A stranger's fragments that leave a gap are ignored, and so is whose they are."""
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        one, two = (experience_service._Stream(Peer(n, Role.ROBOT), 64) for n in ("a", "b"))
+        service._commit(arrivals(service, (two, [lived(make_fragment(sequence=5), "2")])))
+        service._commit(arrivals(service, (one, [lived(make_fragment(sequence=0), "1")])))
+        answers, error = heard(one)
+        assert error is None
+        assert [n.next for ack in answers for n in ack.next] == [1]
+        service._commit(arrivals(service, (two, [lived(make_fragment(sequence=5), "2")])))
+        assert "another process" in str(heard(two)[1])
 
 
 def test_what_was_refused_has_an_owner_too(
