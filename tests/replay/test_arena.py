@@ -55,6 +55,13 @@ def test_a_batch_in_another_thread_is_left_alone():
     assert seen == [True]
 
 
+def test_arrays_begin_at_a_page_as_images_in_the_file_do():
+    arena = Arena()
+    held = [arena.take((3, 5, size), np.uint8) for size in (1, 100, 70_000)]
+    assert [address(array) % 4096 for array in held] == [0, 0, 0]
+    assert all(array.flags.c_contiguous and array.flags.writeable for array in held)
+
+
 def test_it_does_not_keep_everything_that_was_ever_asked_for():
     arena = Arena()
     for size in range(1, 200):

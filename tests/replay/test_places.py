@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import xxhash
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.interfaces import Draw
@@ -233,3 +234,67 @@ def test_blocks_that_cannot_be_made_are_no_concern_of_who_appends(
         assert store.append(recorder().run_episode(40)) == []
         assert store.stats()["appended_fragments"] == 10
     assert "could not be put into blocks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shape", "codec", "grain"),
+    [
+        ((128, 128, 3), "raw", 4096),
+        ((64, 64, 1), "raw", 4096),
+        ((224, 224, 3), "raw", 1024),
+        ((84, 84, 3), "raw", 64),
+        ((128, 128, 3), "jpeg", 64),
+    ],
+)
+def test_where_images_begin_in_the_file(tmp_path, recorder, shape, codec, grain):
+    """At pages where they are whole ones, so that a batch is one ``np.take``."""
+    robot = recorder(cameras={"cam": shape})
+    with Store(tmp_path / "replay", codecs={"cam": codec}).open(create=True) as store:
+        store.append(list(robot.run_episode(6)))
+    with reader(tmp_path / "replay").open() as env, env.read() as txn:
+        for offset, value in tables.entries(txn, env, "places", 0):
+            for place in places.decode(value):
+                found = images.parse(group_at(txn, env, offset, place), shape)
+                assert (place.starts == place.position + found.starts).all()
+                assert place.size == len(found.data)
+                assert place.starts[0] % grain == 0
+                wasted = place.size - found.lengths.sum()
+                assert wasted <= max(4096, 32 + 12 * len(found) + grain)
+
+
+def group_at(txn, env, offset, place):
+    return txn.get(images.key(offset, place.camera, place.group), db=env.table("images"))
+
+
+def test_places_that_were_written_before_images_began_at_pages(tmp_path, recorder, monkeypatch):
+    monkeypatch.setattr(images, "grain", lambda lengths: images.LINE)
+    robot = recorder(cameras={"cam": (64, 64, 3)})
+    fragments = list(robot.run_episode(6))
+    with Store(tmp_path / "replay").open(create=True) as store:
+        store.append(fragments)
+        store.env.write(lambda txn: _without_leads(txn, store.env))
+    monkeypatch.undo()
+    pictures = {
+        number: f.observation["cam"][row]
+        for f in fragments
+        for row, number in enumerate(f.observation["flag"].tolist())
+    }
+    assert len(serve(tmp_path / "replay", pictures)) == 6
+    with reader(tmp_path / "replay").open() as env, env.read() as txn:
+        for offset, value in tables.entries(txn, env, "places", 0):
+            for place in places.decode(value):
+                found = images.parse(group_at(txn, env, offset, place), (64, 64, 3))
+                assert (place.starts == place.position + found.starts).all()
+
+
+def _without_leads(txn, env):
+    """Write all places as they were, with a zero for where in its value a first image begins."""
+    stored = [(n, bytes(value)) for n, value in tables.entries(txn, env, "places", 0)]
+    for offset, value in stored:
+        body, at = bytearray(value[8:]), 8
+        while at < len(body):
+            count = int.from_bytes(body[at + 6 : at + 8], "little")
+            body[at + 16 : at + 20] = bytes(4)
+            at += 20 + 12 * count
+        value = places._SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
+        txn.put(U64.pack(offset), value, db=env.table("places"))

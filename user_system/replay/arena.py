@@ -4,6 +4,10 @@ A batch of images is fifty megabytes. Asking the system for it anew each time co
 filling it: every page of fresh memory is a fault. So memory that a batch was made in is filled
 again, but only when neither the batch nor any view of it is left; whoever keeps a batch keeps it
 unchanged, and makes the next one take fresh memory.
+
+Arrays begin at a page, as images in the file do. Where source and destination lie differently
+within a cache line, copying takes 1.8 times as long: measured with 48 KiB each on Zen 4, whose
+``rep movsb`` that is. A NumPy array of this size would begin 16 bytes into a page.
 """
 
 import math
@@ -17,6 +21,8 @@ from numpy.typing import DTypeLike, NDArray
 from user_system.core.types import Array
 
 T = TypeVar("T", bound=np.generic)
+
+PAGE = 4096
 
 _FREE = 3
 """References to a base that nobody uses: our list, the variable of the loop, the question."""
@@ -32,11 +38,11 @@ class Arena:
         self._bases: list[NDArray[np.uint8]] = []
 
     def take(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        """Return an array of ``shape`` with arbitrary contents."""
+        """Return an array of ``shape`` with arbitrary contents that begins at a page."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        base = self._free(size)
-        view: Array = base[:size].view(dtype).reshape(shape)
-        return view
+        base = self._free(size + PAGE)
+        lead = -int(base.__array_interface__["data"][0]) % PAGE
+        return np.ndarray(shape, dtype, base, lead)
 
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,6 @@
 """Which steps a draw begins with: candidates of views, equally likely or weighed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,11 @@ class Picked(NamedTuple):
     """``[n]``."""
     importance: Array | None = None
     """``[n]`` float32: what makes up for weights."""
+
+
+def rows_of(parts: Sequence[Picked]) -> Array:
+    """Return the first steps of all parts of a batch."""
+    return parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
 
 
 def lookup(views: Mapping[str, View], name: str) -> View:
@@ -93,7 +98,7 @@ class Chooser:
         if not len(found):
             raise NotReady(self._empty(view, request))
         if request.weigh is None:
-            return Picked(view, found[rng.integers(0, len(found), n)])
+            return Picked(view, found.take(rng.integers(0, len(found), n)))
         places, chances = self._weigh(view, request, request.weigh).pick(rng, n)
         importance = (len(found) * chances) ** -request.weigh.beta
         return Picked(view, found[places], importance.astype(np.float32))

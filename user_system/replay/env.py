@@ -27,6 +27,7 @@ import lmdb
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import layout, probe, structure
+from user_system.replay.ahead import Ahead
 from user_system.replay.datafile import DataFile
 from user_system.replay.gate import Gate
 from user_system.replay.mapped import FileMap
@@ -61,6 +62,7 @@ class Env:
             few pages would otherwise read megabytes.
         format: number of the format that it must be of; None: today's.
         careful: look at a suspicious file in a child process before mapping it; off in that child.
+        large_pages: whether what is written is to lie in large pages of memory, see ``ahead``.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Env:
         ahead: bool = False,
         format: int | None = None,
         careful: bool = True,
+        large_pages: bool = False,
     ):
         self.path = Path(path)
         self.readonly = readonly
@@ -90,6 +93,7 @@ class Env:
         self._write_lock = threading.Lock()
         self._gate = Gate()
         self.map = FileMap(self.path / layout.DATA)
+        self._large_pages = Ahead(self.path / layout.DATA) if large_pages else None
         self._checked_at = 0.0
         self.grown = 0
 
@@ -188,7 +192,10 @@ class Env:
             while True:
                 try:
                     with self._env.begin(write=True, buffers=True) as txn:
-                        return work(txn)
+                        result = work(txn)
+                    if self._large_pages:
+                        self._large_pages.keep(self.size())
+                    return result
                 except lmdb.MapFullError:
                     self._grow()
                 except lmdb.Error as error:
@@ -261,6 +268,7 @@ class Env:
             "readers": float(info["num_readers"]),
             "pages": float(info["last_pgno"] + 1),
             "map_grown": float(self.grown),
+            "large_pages": float(self._large_pages.pieces if self._large_pages else 0),
         }
 
     # --- opening ---------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ found to be cold, is asked for ahead of time and read with ``pread``.
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from user_system.codec import images as codecs
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import Array
-from user_system.replay import images, mapped, places, tables
+from user_system.replay import copies, images, mapped, places, tables
 from user_system.replay.cache import Cache
 from user_system.replay.columns import Column
 from user_system.replay.env import Env, Txn
@@ -51,6 +50,8 @@ class _Camera:
         self.number = number
         self.shape = shape
         self.size = int(np.prod(shape))
+        self.paged = self.size % copies.PAGE == 0
+        """Each of its images that was looked at is whole pages of the file, where stored raw."""
         self.cache_bytes = cache_bytes
         self.cache: Cache | None = None
         """Decoded images; None: all of them are stored raw, as far as was seen."""
@@ -58,6 +59,13 @@ class _Camera:
         """In the file; -1: not looked at yet."""
         self.length = Column("int32")
         self.codec = Column("uint8")
+
+    def know(self, row: int, piece: _Piece) -> None:
+        """Remember where the image of a row lies."""
+        self.position.data[row] = piece.position
+        self.length.data[row] = piece.length
+        self.codec.data[row] = codecs.CODECS.index(piece.codec)
+        self.paged = self.paged and piece.position % copies.PAGE == 0
 
     def pad(self, rows: int) -> None:
         self.position.pad(rows, -1)
@@ -103,35 +111,58 @@ class Frames:
         """Return the caches of decoded images that there are."""
         return [camera.cache for camera in self._cameras.values() if camera.cache is not None]
 
-    def fill(self, txn: Txn, name: str, rows: Array, out: Array) -> Array:
-        """Copy the images of observation ``rows`` ``[N]`` to ``out`` ``[N, H, W, C]``.
+    def fill(self, txn: Txn, rows: Array, outs: Mapping[str, Array]) -> dict[str, Array]:
+        """Copy the images of observation ``rows`` ``[N]`` to ``outs``, camera -> ``[N, H, W, C]``.
 
         Args:
             txn: a snapshot in which all of them are stored.
-            name: the image field.
             rows: -1 stands for no observation: zeros.
-            out: contiguous.
+            outs: contiguous.
 
         Returns:
-            Those of ``rows`` whose images are damaged; what ``out`` holds for them is arbitrary.
+            By camera those of ``rows`` whose images are damaged; what ``outs`` hold for them is
+            arbitrary.
         """
-        camera = self._cameras[name]
-        camera.pad(len(self._rows.robot_ns))
-        position = camera.position.data[rows]
-        located = position >= 0
-        if located.all() and (rows >= 0).all():
-            self.read += len(rows)
-            damaged = self._copy(txn, camera, rows, np.arange(len(rows)), out)
-            return rows[damaged] if damaged else rows[:0]
-        missing = rows < 0
+        self.read += len(rows) * len(outs)
+        cameras = [self._cameras[name] for name in outs]
+        for camera in cameras:
+            camera.pad(len(self._rows.robot_ns))
+        starts = [camera.position.data[rows] for camera in cameras]
+        if len(rows) and self._plain(cameras, rows, starts):
+            self._take(txn, cameras, starts, list(outs.values()))
+            return {}
+        damaged = {
+            name: self._fill(txn, camera, rows, out)
+            for camera, (name, out) in zip(cameras, outs.items(), strict=True)
+        }
+        return {name: rows[slots] for name, slots in damaged.items() if slots}
+
+    def _plain(self, cameras: Sequence[_Camera], rows: Array, starts: Sequence[Array]) -> bool:
+        """Return whether all images are known, raw and warm: nearly always, so it is quick."""
+        if self._cold or rows.min() < 0:
+            return False
+        return all(at.min() >= 0 and c.cache is None for c, at in zip(cameras, starts, strict=True))
+
+    def _take(
+        self, txn: Txn, cameras: Sequence[_Camera], starts: Sequence[Array], outs: Sequence[Array]
+    ) -> None:
+        """Copy images whose checksum was right when they were wanted for the first time."""
+        source, waited = self._env.whole(txn), _waited()
+        for camera, at, out in zip(cameras, starts, outs, strict=True):
+            take = copies.take_pages if camera.paged else copies.take
+            take(source, camera.size, at, out)
+        if _waited() != waited:
+            self._cold = _STAY_COLD
+
+    def _fill(self, txn: Txn, camera: _Camera, rows: Array, out: Array) -> list[int]:
+        """Copy the images of one camera; return the places in ``rows`` of the damaged ones."""
+        located, missing = camera.position.data[rows] >= 0, rows < 0
         out[missing] = 0
         known = np.flatnonzero(located & ~missing)
         fresh = np.flatnonzero(~located & ~missing)
-        self.read += len(fresh) + len(known)
+        self.read -= int(missing.sum())
         damaged = self._copy(txn, camera, rows, known, out)
-        if len(fresh):
-            damaged = [*damaged, *self._check(txn, camera, rows, fresh, out)]
-        return rows[damaged] if damaged else rows[:0]
+        return [*damaged, *self._check(txn, camera, rows, fresh, out)] if len(fresh) else damaged
 
     # --- known ones ------------------------------------------------------------------------------
 
@@ -150,9 +181,9 @@ class Frames:
             known = [_Piece(slot, start, camera.size, "raw", None) for slot, start in pieces]
             self._pull(sorted(known, key=lambda piece: piece.position), camera, out)
         else:
-            waited = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
-            _copy_raw(self._env.whole(txn), camera.size, slots, camera.position.data[at], out)
-            if resource.getrusage(resource.RUSAGE_THREAD).ru_majflt != waited:
+            source, waited = self._env.whole(txn), _waited()
+            copies.scatter(source, camera.size, camera.position.data[at], out, slots)
+            if _waited() != waited:
                 self._cold = _STAY_COLD
         return []
 
@@ -195,10 +226,7 @@ class Frames:
         self.checked += len(pieces)
         for piece in pieces:
             if piece.slot not in damaged:
-                row = rows[piece.slot]
-                camera.position.data[row] = piece.position
-                camera.length.data[row] = piece.length
-                camera.codec.data[row] = codecs.CODECS.index(piece.codec)
+                camera.know(int(rows[piece.slot]), piece)
         coded = [p.slot for p in pieces if p.codec != "raw" and p.slot not in damaged]
         if coded:
             camera.keep(rows[coded], out[coded])
@@ -280,25 +308,6 @@ class Frames:
         return True
 
 
-def _copy_raw(source: memoryview, size: int, slots: Array, positions: Array, out: Array) -> None:
-    """Copy ``size`` bytes from each of ``positions`` to each of ``slots``.
-
-    A thousand times per batch, so what can be made ahead is; the order is such that what a step
-    saw and what it saw next, which lie side by side in the file, are copied one after the other.
-    """
-    target = out.reshape(-1).data
-    if len(slots) == len(out):
-        order, parts = _in_pairs(len(out), size)
-        starts = positions[order]
-        for part, start, end in zip(parts, starts.tolist(), (starts + size).tolist(), strict=True):
-            target[part] = source[start:end]
-    else:
-        for to, start in zip((slots * size).tolist(), positions.tolist(), strict=True):
-            target[to : to + size] = source[start : start + size]
-
-
-@lru_cache(maxsize=16)
-def _in_pairs(n: int, size: int) -> tuple[Array, list[slice]]:
-    """Return an order of ``n`` slots that takes one of the first half, then of the second."""
-    order = np.argsort(np.arange(n) % max(1, (n + 1) // 2), kind="stable")
-    return order, [slice(slot * size, (slot + 1) * size) for slot in order.tolist()]
+def _waited() -> int:
+    """Return how often this thread waited for the disk because a page was not in memory."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt

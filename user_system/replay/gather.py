@@ -10,7 +10,7 @@ from user_system.core.errors import SpecError
 from user_system.core.interfaces import NotReady
 from user_system.core.types import Array, Batch, End
 from user_system.replay import walks
-from user_system.replay.choosing import Chooser, Picked
+from user_system.replay.choosing import Chooser, Picked, rows_of
 from user_system.replay.env import Txn
 from user_system.replay.hindsight import Relabelled, Relabeller
 from user_system.replay.pixels import Pixels
@@ -56,9 +56,7 @@ class Gatherer:
             reward = _discounted(reward, request.gamma)
         return Batch(
             observation=observed[0],
-            action=_masked(
-                np.take(rows["executed"], at, axis=0, mode="clip"), valid, whole=walk.whole
-            ),
+            action=_masked(rows["executed"].take(at, axis=0, mode="clip"), valid, whole=walk.whole),
             reward=reward,
             discount=discount,
             next_observation=observed[1],
@@ -73,7 +71,7 @@ class Gatherer:
     def _plan(self, rng: np.random.Generator, request: Draw, parts: Sequence[Picked]) -> _Plan:
         rows = self._rows
         if request.unit == "step" and not request.history and request.hindsight is None:
-            first = parts[0].rows if len(parts) == 1 else np.concatenate([p.rows for p in parts])
+            first = rows_of(parts)
             return _Plan(Walk(first[:, None]), rows["obs"][first], rows["next_obs"][first])
         done = [self._part(rng, request, part, start) for part, start in _starts(parts)]
         walk = Walk(walks.join([plan.walk.path for plan in done]))
@@ -134,24 +132,22 @@ class Gatherer:
         now: dict[str, Array] = {}
         then: dict[str, Array] = {}
         places = ((now, plan.seen), (then, plan.after))
-        missing = [None if (at >= 0).all() else at < 0 for _, at in places]
-        both: Array | None = None
+        missing = [at < 0 if at.min() < 0 else None for _, at in places]
+        cameras = [name for name in wanted if name not in rows.fields]
+        both = np.concatenate([plan.seen.ravel(), plan.after.ravel()])
+        pixels = self.pixels.take(txn, cameras, both) if cameras else {}
+        if pixels is None:
+            return None
         for name in wanted:
-            column = rows.fields.get(name)
-            if column is not None:
-                for (found, at), gone in zip(places, missing, strict=True):
-                    found[name] = np.take(column.data, at, axis=0, mode="clip")
-                    if gone is not None:
-                        found[name][gone] = 0
+            if name in pixels:
+                shape, size = pixels[name].shape[1:], plan.seen.size
+                now[name] = pixels[name][:size].reshape(*plan.seen.shape, *shape)
+                then[name] = pixels[name][size:].reshape(*plan.after.shape, *shape)
                 continue
-            if both is None:
-                both = np.concatenate([plan.seen.ravel(), plan.after.ravel()])
-            pixels = self.pixels.take(txn, name, both)
-            if pixels is None:
-                return None
-            shape, size = pixels.shape[1:], plan.seen.size
-            now[name] = pixels[:size].reshape(*plan.seen.shape, *shape)
-            then[name] = pixels[size:].reshape(*plan.after.shape, *shape)
+            for (found, at), gone in zip(places, missing, strict=True):
+                found[name] = rows.fields[name].data.take(at, axis=0, mode="clip")
+                if gone is not None:
+                    found[name][gone] = 0
         for found, at in places:
             found.update(self._sensed(request, at))
         if plan.relabelled and request.hindsight is not None:

@@ -17,8 +17,11 @@ key is (fragment, camera, group), big-endian; a value is::
         ... zeros up to ``SMALLEST``
 
 A value of ``SMALLEST`` bytes or more has pages of its own, which never move until it is deleted:
-that is what makes it possible to remember where an image lies. They begin with LMDB's page header,
-so that images begin at ``LEAD`` modulo 64, a cache line of the file.
+that is what makes it possible to remember where an image lies. They begin with LMDB's page header
+of 16 bytes, which counts where images begin: at a cache line of the file, and raw ones whose size
+is a multiple of a larger power of two at a multiple of that, up to a page. So a whole batch of them
+is gathered in one call (see ``copies``), and the zeros before them take no page that the header did
+not take already.
 """
 
 import math
@@ -42,8 +45,10 @@ GROUP_BYTES = 1 << 20
 SMALLEST = 4096
 """Bytes; anything above half a page is kept out of LMDB's leaf pages."""
 
-LEAD = 64 - 16
-"""The page header takes 16 bytes."""
+PAGE, LINE = 4096, 64
+"""The largest and the smallest thing in the file that an image begins with, in bytes."""
+
+_PAGE_HEADER = 16
 
 _KEY = struct.Struct(">QHH")
 _SUM = struct.Struct("<Q")
@@ -251,17 +256,23 @@ def read_stack(
     return out
 
 
-def first_image(count: int) -> int:
-    """Return where in a value of ``count`` images the first one begins."""
+def grain(lengths: Array) -> int:
+    """Return the bytes of the file at a multiple of which images of ``lengths`` ``[n]`` begin."""
+    shared = int(np.bitwise_or.reduce(lengths, initial=PAGE))
+    return max(shared & -shared, LINE)
+
+
+def first_image(count: int, grain: int = LINE) -> int:
+    """Return where in a value of ``count`` images the first one begins, see ``grain``."""
     first = _TABLE + count * ENTRY.itemsize
-    return first + (LEAD - first) % 64
+    return first + -(first + _PAGE_HEADER) % grain
 
 
 def _value(
     of: tuple[int, int, int], codec: codecs.Codec, shape: Shape, encoded: list[bytes]
 ) -> Value:
     table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY)
-    first = first_image(len(encoded))
+    first = first_image(len(encoded), grain(table["length"]))
     identity, camera, group = of
     number = codecs.CODECS.index(codec)
     head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first)

@@ -5,7 +5,7 @@ gone with the window on the store.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,20 +43,30 @@ class Pixels:
         self._rows = rows
         self._features = {n: _Features(n, e, share) for n, e in encoders.items()}
 
-    def take(self, txn: Txn, camera: str, observations: Array) -> Array | None:
+    def take(
+        self, txn: Txn, cameras: Sequence[str], observations: Array
+    ) -> Mapping[str, Array] | None:
         """Return images ``[N, H, W, C]``, or features ``[N, ...]``, of observation rows.
 
         Args:
             txn: a snapshot in which all of them are stored.
-            camera: the image field.
+            cameras: the image fields.
             observations: ``[N]``, -1: zeros.
 
         Returns:
-            None where some are damaged; steps with these are left out from now on.
+            By camera; None where some are damaged: steps with these are left out from now on.
         """
-        if camera in self._features:
-            return self._encoded(txn, self._features[camera], observations)
-        return self._images(txn, camera, observations)
+        raw = [name for name in cameras if name not in self._features]
+        found = self._images(txn, raw, observations)
+        if found is None:
+            return None
+        for name in cameras:
+            if name in self._features:
+                features = self._encoded(txn, self._features[name], observations)
+                if features is None:
+                    return None
+                found[name] = features
+        return found
 
     def stats(self) -> dict[str, float]:
         """Return what was read, and how often the caches had it."""
@@ -72,31 +82,28 @@ class Pixels:
             "features_made": float(sum(f.made for f in self._features.values())),
         }
 
-    def _images(self, txn: Txn, camera: str, observations: Array) -> Array | None:
-        shape = self._rows.schema.images[camera]
-        out = self.arena.take((len(observations), *shape), np.uint8)
-        damaged = self.frames.fill(txn, camera, observations, out)
-        if not len(damaged):
-            return out
-        gone = self._rows.exclude(damaged)
-        log.error(
-            "%d images of %r in %s are damaged: %d steps are left out",
-            len(damaged),
-            camera,
-            self._env.path,
-            gone,
-        )
-        return None
+    def _images(
+        self, txn: Txn, cameras: Sequence[str], observations: Array
+    ) -> dict[str, Array] | None:
+        n, shapes = len(observations), self._rows.schema.images
+        found = {name: self.arena.take((n, *shapes[name]), np.uint8) for name in cameras}
+        damaged = self.frames.fill(txn, observations, found)
+        for name, rows in damaged.items():
+            log.error(
+                "%d images of %r in %s are damaged: %d steps are left out",
+                *(len(rows), name, self._env.path, self._rows.exclude(rows)),
+            )
+        return None if damaged else found
 
     def _encoded(self, txn: Txn, features: "_Features", observations: Array) -> Array | None:
         slots = features.find(observations)
         fresh = np.unique(observations[(slots < 0) & (observations >= 0)])
         parts = []
         for start in range(0, len(fresh), AT_ONCE):
-            images = self._images(txn, features.camera, fresh[start : start + AT_ONCE])
+            images = self._images(txn, [features.camera], fresh[start : start + AT_ONCE])
             if images is None:
                 return None
-            parts.append(features.encode(images))
+            parts.append(features.encode(images[features.camera]))
         return features.gather(observations, slots, fresh, parts)
 
 

@@ -4,8 +4,8 @@ One value per fragment of the table ``places``::
 
     0   8   xxh3-64 of the rest
     8   8   identity of the fragment
-    16  ..  per group of images: camera, group, codec, position of the value in the file
-            and of its first image in the value, number of images,
+    16  ..  per group of images: camera, group, codec, number of images, position of the first
+            one in the file and in its value (0: as early as a cache line allows),
             then length and checksum of each image
 
 A place is a hint that is checked: the checksum of an image is compared before it is served, and
@@ -38,11 +38,8 @@ class Place(NamedTuple):
     """Position in the file of each image ``[n]`` int64."""
     lengths: Array
     checksums: Array
-
-    @property
-    def position(self) -> int:
-        """Of the value in the file."""
-        return int(self.starts[0]) - images.first_image(len(self.starts))
+    position: int
+    """Of the value in the file."""
 
     @property
     def size(self) -> int:
@@ -54,7 +51,8 @@ class Place(NamedTuple):
 def of(group: images.Group, position: int) -> Place:
     """Return the place of a group whose value lies at ``position``."""
     starts = position + group.starts.astype(np.int64)
-    return Place(group.camera, group.number, group.codec, starts, group.lengths, group.checksums)
+    of = group.camera, group.number, group.codec
+    return Place(*of, starts, group.lengths, group.checksums, position)
 
 
 def encode(identity: int, placed: Iterable[tuple[images.Value, int]]) -> bytes:
@@ -62,8 +60,8 @@ def encode(identity: int, placed: Iterable[tuple[images.Value, int]]) -> bytes:
     parts = [_SUM.pack(identity)]
     for value, position in placed:
         codec, count = codecs.CODECS.index(value.codec), len(value.table)
-        first = position + images.first_image(count)
-        parts.append(_GROUP.pack(value.camera, value.group, codec, count, first, 0))
+        lead = images.first_image(count, images.grain(value.table["length"]))
+        parts.append(_GROUP.pack(value.camera, value.group, codec, count, position + lead, lead))
         parts.append(value.table.tobytes())
     body = b"".join(parts)
     return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
@@ -85,10 +83,12 @@ def decode(data: memoryview, identity: int | None = None) -> Iterator[Place]:
         raise DamageError("places belong to another fragment", allowed=identity)
     at = 2 * _SUM.size
     while at < len(data):
-        camera, group, codec, count, first, _ = _GROUP.unpack_from(data, at)
+        camera, group, codec, count, first, lead = _GROUP.unpack_from(data, at)
         at += _GROUP.size
         table = np.frombuffer(data, images.ENTRY, count, at)
         at += count * images.ENTRY.itemsize
         ends = first + np.cumsum(table["length"], dtype=np.int64)
         starts = ends - table["length"]
-        yield Place(camera, group, codecs.CODECS[codec], starts, table["length"], table["checksum"])
+        position = first - (lead or images.first_image(count))
+        of = camera, group, codecs.CODECS[codec]
+        yield Place(*of, starts, table["length"], table["checksum"], position)

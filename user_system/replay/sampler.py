@@ -23,7 +23,7 @@ from user_system.core.errors import DamageError, SpecError
 from user_system.core.interfaces import Draw, Encoder, NotReady
 from user_system.core.types import Array, Batch
 from user_system.replay import anchor, ids, layout, mix, requests
-from user_system.replay.choosing import Chooser, Picked, lookup
+from user_system.replay.choosing import Chooser, Picked, lookup, rows_of
 from user_system.replay.consumed import Consumed
 from user_system.replay.env import Env
 from user_system.replay.gather import Gatherer
@@ -274,7 +274,7 @@ class ReplayData:
                     batch = window.gatherer.gather(txn, self._rng, request, parts)
                     if batch is not None:
                         self._draws += 1
-                        return np.concatenate([part.rows for part in parts]), batch
+                        return rows_of(parts), batch
                     retry()
                     continue
             self._index.refresh(None if self.follow else self._index.mark)

@@ -85,7 +85,7 @@ class Store:
         reserve_bytes: int = 0,
         reader_limit_s: float = LIMIT_S,
     ):
-        self.env = Env(path, KIND, TABLES)
+        self.env = Env(path, KIND, TABLES, large_pages=True)
         self._ledger = Ledger(self.env)
         self._order = Order(self.env, self._ledger)
         pinning = Pinning(self.env, reader_limit_s)

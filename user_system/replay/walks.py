@@ -9,6 +9,7 @@ yet, and where the request says so before a step that its view does not show.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -59,13 +60,18 @@ class Walk:
         self.path = path
         self.first: Array = path[:, 0]
         if path.shape[1] == 1:
-            self.counts = np.broadcast_to(1, len(path))
             self.last = self.first
             self.whole = True
         else:
-            self.counts = (path >= 0).sum(1)
-            self.last = path[np.arange(len(path)), self.counts - 1]
-            self.whole = bool((self.counts == path.shape[1]).all())
+            counts = self.counts
+            self.last = path[np.arange(len(path)), counts - 1]
+            self.whole = bool((counts == path.shape[1]).all())
+
+    @cached_property
+    def counts(self) -> Array:
+        """Steps of each walk ``[B]``."""
+        found: Array = (self.path >= 0).sum(1)
+        return found
 
     def rewards(self, rewards: Array) -> Array:
         """Return rewards ``[B, L]`` float32 out of those of all rows; 0 behind the last one."""
