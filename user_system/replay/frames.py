@@ -32,6 +32,10 @@ _STAY_COLD = 64
 """Fills that read with ``pread`` after one that had to wait for the disk."""
 
 
+_PLACES = 512
+"""Fragments whose places are remembered."""
+
+
 class _Piece(NamedTuple):
     """One encoded image of one destination."""
 
@@ -102,6 +106,9 @@ class Frames:
             for i, (name, shape) in enumerate(rows.schema.images.items())
         }
         self._cold = 0
+        self._places: dict[tuple[int, int], Mapping[tuple[int, int], Place]] = {}
+        """By offset and identity of a fragment, then camera and group: of fragments that were
+        looked at lately, since steps that come new are drawn one by one."""
         self.read = 0
         """Images served."""
         self.checked = 0
@@ -155,14 +162,23 @@ class Frames:
             self._cold = _STAY_COLD
 
     def _fill(self, txn: Txn, camera: _Camera, rows: Array, out: Array) -> list[int]:
-        """Copy the images of one camera; return the places in ``rows`` of the damaged ones."""
-        located, missing = camera.position.data[rows] >= 0, rows < 0
-        out[missing] = 0
-        known = np.flatnonzero(located & ~missing)
-        fresh = np.flatnonzero(~located & ~missing)
+        """Copy the images of one camera; return the places in ``rows`` of damaged ones."""
+        missing = rows < 0
+        located = (camera.position.data[rows] >= 0) & ~missing
+        fresh, known = np.flatnonzero(~located & ~missing), np.flatnonzero(located)
         self.read -= int(missing.sum())
-        damaged = self._copy(txn, camera, rows, known, out)
-        return [*damaged, *self._check(txn, camera, rows, fresh, out)] if len(fresh) else damaged
+        damaged = self._check(txn, camera, rows, fresh, out) if len(fresh) else []
+        if damaged:
+            return damaged
+        if camera.cache is None and not self._cold and len(known) and 4 * len(fresh) <= len(rows):
+            # Beside a writer nearly every batch has a few fresh ones. To copy these once more, and
+            # anything in the place of those missing, is cheaper than to copy one by one.
+            at = camera.position.data[np.where(missing, rows[known[0]], rows)]
+            self._take(txn, [camera], [at], [out])
+        else:
+            damaged = self._copy(txn, camera, rows, known, out)
+        out[missing] = 0
+        return damaged
 
     # --- known ones ------------------------------------------------------------------------------
 
@@ -262,15 +278,22 @@ class Frames:
         self, txn: Txn, camera: _Camera, offset: int, identity: int, group: int
     ) -> Place | None:
         """Return where the writer noted that a group lies."""
+        found = self._places.get((offset, identity))
+        if found is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            found = self._places[offset, identity] = self._read_places(txn, offset, identity)
+        return found.get((camera.number, group))
+
+    def _read_places(self, txn: Txn, offset: int, identity: int) -> Mapping[tuple[int, int], Place]:
         data = txn.get(tables.U64.pack(offset), db=self._env.table("places"))
         try:
-            found = () if data is None else places.decode(data, identity)
-            for place in found:
-                if (place.camera, place.group) == (camera.number, group):
-                    return place
+            # A copy: what LMDB returned is gone with the snapshot.
+            found = () if data is None else places.decode(memoryview(bytes(data)), identity)
+            return {(place.camera, place.group): place for place in found}
         except DamageError as error:
             log.warning("places of fragment %d are damaged: %s", offset, error)
-        return None
+        return {}
 
     def _stored(
         self, txn: Txn, camera: _Camera, offset: int, identity: int, group: int
