@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import grpc
 
 from comms import wire
+from comms.packing import Packing
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
 from comms.reconnect import Reconnecting
@@ -76,7 +77,7 @@ class ExperienceClient:
         self._tunnel = tunnel
         self._outbox = outbox
         self._host = host
-        self._codec: Codec = codec
+        self._packing = Packing(codec)
         self._silence_s = silence_s
         self._link = Reconnecting(f"experience of {host}", self._hold)
         self._lock = threading.Lock()
@@ -205,11 +206,14 @@ class ExperienceClient:
             yield self._lost(batch)
             return
         parts: list[pb.Fragment] = []
+        total = 0
         for part in map(self._fragment, batch):
-            if parts and sum(p.ByteSize() for p in (*parts, part)) > _TOGETHER:
+            size = part.ByteSize()
+            if parts and total + size > _TOGETHER:
                 yield _together(parts)
-                parts = []
+                parts, total = [], 0
             parts.append(part)
+            total += size
         if parts:
             yield _together(parts)
 
@@ -228,7 +232,7 @@ class ExperienceClient:
         that come after it.
         """
         try:
-            message = wire.fragment_to_proto(fragment, self._codec)
+            message = wire.fragment_to_proto(fragment, self._packing)
             if message.ByteSize() <= MAX_MESSAGE - _MARGIN:
                 return message
             problem: object = f"{message.ByteSize()} bytes, more than a message may have"

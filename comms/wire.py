@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from comms.packing import Packing
 from comms.pb import experience_pb2, types_pb2
 from user_system.codec import arrays, fragments, images
 from user_system.core.errors import DamageError
@@ -91,23 +92,26 @@ def named_from_proto(
 # --- fragments ------------------------------------------------------------------------------------
 
 
-def fragment_to_proto(fragment: Fragment, codec: images.Codec = "zstd") -> experience_pb2.Fragment:
+def fragment_to_proto(
+    fragment: Fragment, packing: Packing | None = None
+) -> experience_pb2.Fragment:
     """Return a fragment as a message.
 
     Args:
         fragment: as the edge recorded it.
-        codec: of the images; ``raw`` and ``zstd`` lose nothing.
+        packing: encodes its images; None: one that loses nothing.
 
     Raises:
         SpecError: an array that may not travel.
     """
     seen = {n: a for n, a in fragment.observation.items() if fragments.is_image(a)}
+    packing = packing or Packing()
     return experience_pb2.Fragment(
         source=_source(fragment.header),
         sequence=fragment.header.sequence,
         record=fragments.record(fragment),
         images=[
-            _image_to_proto(name, row, image, codec)
+            _image_to_proto(name, row, image, packing)
             for name, rows in seen.items()
             for row, image in enumerate(rows)
         ],
@@ -144,10 +148,8 @@ def _source(header: FragmentHeader) -> experience_pb2.Source:
     return experience_pb2.Source(producer=producer, epoch=epoch, boot=boot)
 
 
-def _image_to_proto(
-    camera: str, row: int, image: Array, codec: images.Codec
-) -> experience_pb2.Image:
-    data = images.encode(image, codec)
+def _image_to_proto(camera: str, row: int, image: Array, packing: Packing) -> experience_pb2.Image:
+    codec, data = packing.encode(camera, image)
     height, width, channels = image.shape
     return experience_pb2.Image(
         camera=camera,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from comms import wire
+from comms.packing import Packing
 from comms.pb import experience_pb2, types_pb2, weights_pb2
 from comms.wire_specs import (
     manifest_from_proto,
@@ -163,7 +164,7 @@ def fragments(draw: st.DrawFn) -> Fragment:
 @settings(deadline=None, max_examples=60)
 @given(fragments(), st.sampled_from(["raw", "zstd"]))
 def test_fragments_come_back(fragment: Fragment, codec: Any) -> None:
-    back = wire.fragment_from_proto(over_the_wire(wire.fragment_to_proto(fragment, codec)))
+    back = wire.fragment_from_proto(over_the_wire(wire.fragment_to_proto(fragment, Packing(codec))))
     assert same(back.fragment, fragment)
     assert back.record == codec_of_fragments.record(fragment), "what is stored is what was sent"
 

@@ -62,6 +62,8 @@ _KEPT_TEXT = 4096
 """Bytes of a table above which it is not remembered."""
 _SMALL = 1 << 16
 """Bytes below which a copy is cheaper than a call per part."""
+_TINY = 1 << 12
+"""Bytes below which a copy is cheaper than a view."""
 
 
 def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
@@ -71,14 +73,16 @@ def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
         SpecError: a dtype that may not travel, or a value that JSON cannot hold.
     """
     blocks = {name: little_endian(array, name) for name, array in arrays.items()}
-    table = [[name, _NAMES[block.dtype], block.shape] for name, block in blocks.items()]
     try:
-        header = _JSON.encode({"meta": meta, "arrays": table}).encode()
+        table = _table_text(tuple((name, b.dtype, b.shape) for name, b in blocks.items()))
+        header = _JSON.encode({"meta": meta}).encode()[:-1] + _BETWEEN + table + b"}"
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError("meta cannot be written as JSON", got=error) from error
     parts: list[Any] = [header, bytes(-(_HEAD + len(header)) % ALIGN)]
     for block in blocks.values():
-        parts += [raw(block), _ZEROS[: -block.nbytes % ALIGN]]
+        # Most are a few numbers, for which a copy takes less than a view does.
+        data = block.tobytes() if block.nbytes < _TINY else raw(block)
+        parts += [data, _ZEROS[: -block.nbytes % ALIGN]]
     if blocks:
         parts.pop()
     else:
@@ -86,6 +90,12 @@ def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
     total = _HEAD + sum(len(part) for part in parts)
     prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(header), 0, total)
     return b"".join([prefix, _CHECKSUM.pack(_digest(prefix, parts)), *parts])
+
+
+@lru_cache(maxsize=256)
+def _table_text(entries: tuple[tuple[str, "np.dtype[Any]", tuple[int, ...]], ...]) -> bytes:
+    """Return the table of the arrays: messages of one kind have the same."""
+    return _JSON.encode([[name, _NAMES[dtype], shape] for name, dtype, shape in entries]).encode()
 
 
 def unpack(
@@ -151,7 +161,10 @@ def little_endian(value: Array, name: str) -> Array:
         )
     if array.ndim > MAX_DIMS:
         raise SpecError(f"array {name!r} has too many dimensions", got=array.ndim, allowed=MAX_DIMS)
-    return np.asarray(array, dtype=_LITTLE[dtype], order="C")
+    little = _LITTLE[dtype]
+    if array.dtype == little and array.flags.c_contiguous:
+        return array
+    return np.asarray(array, dtype=little, order="C")
 
 
 def raw(array: Array) -> memoryview:

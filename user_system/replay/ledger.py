@@ -14,8 +14,9 @@ demonstrations. An episode that is still being recorded never goes.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import xxhash
@@ -51,6 +52,15 @@ class Entry(NamedTuple):
     rank: int
 
 
+class Piece(NamedTuple):
+    """One fragment that is stored."""
+
+    offset: int
+    fragment: Fragment
+    size: int
+    """Bytes of its record and images."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """One episode in the store."""
@@ -67,6 +77,11 @@ def key_of(producer: str, epoch: int, episode: str) -> bytes:
     return xxhash.xxh3_128_digest("\0".join((producer, str(epoch), episode)).encode())
 
 
+def _episode_of(piece: Piece) -> bytes:
+    header = piece.fragment.header
+    return key_of(header.producer, header.epoch, header.episode)
+
+
 def rank(segments: int) -> int:
     """Return when an episode with these segments has to go: 0 first, 2 last."""
     if segments >> Segment.DEMO & 1:
@@ -80,28 +95,41 @@ class Ledger:
     def __init__(self, env: Env):
         self._env = env
 
-    def add(self, txn: Txn, offset: int, fragment: Fragment, size: int) -> None:
-        """Enter one fragment that was stored at ``offset``."""
-        header = fragment.header
-        key = key_of(header.producer, header.epoch, header.episode)
-        segments = sum(1 << segment for segment in set(fragment.segment.tolist()))
+    def add(self, txn: Txn, stored: Iterable[Piece]) -> None:
+        """Enter what one transaction stores, in its order.
+
+        What follows one another of an episode is entered at once.
+        """
+        # Episodes of several producers come mixed, and know nothing of one another.
+        by_producer = sorted(stored, key=lambda each: each.fragment.header.producer)
+        for key, group in groupby(by_producer, key=_episode_of):
+            self._enter(txn, key, list(group))
+
+    def _enter(self, txn: Txn, key: bytes, group: Sequence[Piece]) -> None:
+        """Enter fragments of one episode."""
+        header = group[0].fragment.header
         old = self._get(txn, key)
         if old is None:
             self._begin(txn, header, key)
-            old = Entry(offset, offset, 0, 0, 0, LIVE, _RECORDING)
-        flags = COMPLETE if fragment.final or old.flags & COMPLETE else old.flags
+            old = Entry(group[0].offset, group[0].offset, 0, 0, 0, LIVE, _RECORDING)
+        labels = {label for each in group for label in each.fragment.segment.tolist()}
+        segments = old.segments | sum(1 << label for label in labels)
+        complete = old.flags & COMPLETE or any(each.fragment.final for each in group)
+        flags = COMPLETE if complete else old.flags
         new = Entry(
             old.first,
-            offset,
-            old.fragments + 1,
-            old.size + size,
-            old.segments | segments,
+            group[-1].offset,
+            old.fragments + len(group),
+            old.size + sum(each.size for each in group),
+            segments,
             flags,
-            _RECORDING if flags & LIVE else rank(old.segments | segments),
+            _RECORDING if flags & LIVE else rank(segments),
         )
         name = "\0".join((header.producer, str(header.epoch), header.episode)).encode()
         self._put(txn, key, new, name, None if old.fragments == 0 else old.rank)
-        tables.put(txn, self._env, "pieces", key + U64.pack(offset), _SIZE.pack(size))
+        for each in group:
+            piece = key + U64.pack(each.offset)
+            tables.put(txn, self._env, "pieces", piece, _SIZE.pack(each.size))
 
     def remove(self, txn: Txn, key: bytes) -> list[int]:
         """Strike an episode out; return the offsets of its fragments."""

@@ -18,8 +18,8 @@ from user_system.replay.tables import U64
 
 log = logging.getLogger(__name__)
 
-Moments: TypeAlias = MutableMapping[str, tuple[bytes, int]]
-"""Producer -> the episode that it records, and the robot ns of its last observation."""
+Moments: TypeAlias = MutableMapping[bytes, tuple[str, int]]
+"""Episode -> who records it, and the robot ns of its last observation; the newest one last."""
 
 
 class Order:
@@ -39,24 +39,32 @@ class Order:
         """Note when a fragment that was stored ended, among what its transaction did."""
         header = fragment.header
         key = key_of(header.producer, header.epoch, header.episode)
-        fresh[header.producer] = key, int(fragment.robot_ns[-1])
+        fresh.pop(key, None)
+        fresh[key] = header.producer, int(fragment.robot_ns[-1])
 
-    def took(self, fresh: Mapping[str, tuple[bytes, int]]) -> None:
+    def took(self, fresh: Mapping[bytes, tuple[str, int]]) -> None:
         """Take over what a transaction noted that is on disk now."""
-        self._moments.update(fresh)
+        for key, (producer, moment) in fresh.items():
+            self._moments[producer] = key, moment
 
     def refusal(self, txn: Txn, fragment: Fragment, fresh: Moments) -> str:
         """Return why a fragment cannot follow what its episode has; empty: it can."""
         header = fragment.header
         key = key_of(header.producer, header.epoch, header.episode)
-        known = fresh.get(header.producer) or self._moments.get(header.producer)
-        last = known[1] if known is not None and known[0] == key else self._stored(txn, key)
+        last = self._last(txn, key, header.producer, fresh)
         first = int(fragment.robot_ns[0])
         if last is None or first > last:
             return ""
         at = f"fragment {header.sequence} of {header.producer!r}"
         allowed = f"after {last}, the last of episode {header.episode!r} so far"
         return str(SpecError(f"{at}: robot_ns runs backwards", got=first, allowed=allowed))
+
+    def _last(self, txn: Txn, key: bytes, producer: str, fresh: Moments) -> int | None:
+        """Return the last moment of an episode so far; None: there is none of it."""
+        if key in fresh:
+            return fresh[key][1]
+        known = self._moments.get(producer)
+        return known[1] if known is not None and known[0] == key else self._stored(txn, key)
 
     def _stored(self, txn: Txn, key: bytes) -> int | None:
         offset = self._ledger.last(txn, key)

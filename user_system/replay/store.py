@@ -15,7 +15,7 @@ from user_system.replay.books import Books, Progress
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
-from user_system.replay.ledger import Ledger
+from user_system.replay.ledger import Ledger, Piece
 from user_system.replay.order import Order
 from user_system.replay.pinning import LIMIT_S, Pinning
 from user_system.replay.recent import Stored
@@ -35,11 +35,12 @@ class _Outcome:
 
     refused: list[Refused] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     steps: int = 0
     duplicates: int = 0
     gaps: int = 0
     new_schemas: bool = False
-    moments: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    moments: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """See ``order``."""
 
     def counts(self) -> dict[str, int]:
@@ -201,6 +202,7 @@ class Store:
                 self._put(txn, books, item, outcome)
                 self._order.note(item.fragment, outcome.moments)
             books.write()
+            self._ledger.add(txn, outcome.pieces)
             return outcome, late
 
         outcome, late = self.env.write(work)
@@ -373,6 +375,7 @@ class Store:
                 self._put(txn, books, item, outcome)
                 self._order.note(item.fragment, outcome.moments)
         books.write()
+        self._ledger.add(txn, outcome.pieces)
         return outcome
 
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
@@ -426,7 +429,7 @@ class Store:
         if placed:
             data = places.encode(entries.identity(item.fragment.header), placed)
             tables.append(txn, self.env, "places", U64.pack(offset), data)
-        self._ledger.add(txn, offset, item.fragment, item.size)
+        outcome.pieces.append(Piece(offset, item.fragment, item.size))
         header = item.fragment.header
         books.move(item.source, header.sequence + 1, header.boot)
         outcome.stored.append(Stored(offset, item.fragment, len(item.record)))
