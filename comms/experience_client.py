@@ -124,8 +124,7 @@ class ExperienceClient:
 
     def _source(self, producer: str, epoch: int) -> pb.Source:
         """Return how a source is named to the replay: with the life that recorded it."""
-        first = self._outbox.read(producer, epoch, 0, 1)
-        boot = first[0].header.boot if first else ""
+        boot = self._outbox.boot(producer, epoch)
         return pb.Source(producer=producer, epoch=epoch, boot=boot)
 
     def _exchange(self, session: "_Session", call: Call[pb.ReplayMessage]) -> None:
@@ -215,7 +214,7 @@ class ExperienceClient:
 
     def _lost(self, refused: Refused) -> pb.HostMessage:
         """Return the message that says that a fragment is lost here."""
-        source = self._source(refused.producer, refused.epoch)
+        source = pb.Source(producer=refused.producer, epoch=refused.epoch, boot=refused.boot)
         with self._lock:
             self._figures["lost"] += 1
         lost = pb.Lost(source=source, sequence=refused.sequence, reason=refused.reason[:2000])

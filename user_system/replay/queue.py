@@ -6,7 +6,7 @@ Each item is bytes under (producer, epoch, sequence). ``append`` returns when th
 Tables::
 
     items    producer \0 epoch sequence -> xxh3-64, bytes
-    sources  producer \0 epoch          -> next sequence to append
+    sources  producer \0 epoch          -> next sequence to append, whose it is (see ``origin``)
     epochs   producer                   -> the newest epoch begun
     aside    producer \0 epoch sequence -> length of reason, reason, bytes
 """
@@ -21,6 +21,7 @@ import xxhash
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay.env import Env, Txn
+from user_system.replay.origin import Origin
 
 KIND = "spool"
 TABLES = ("items", "sources", "epochs", "aside")
@@ -112,10 +113,24 @@ class Queue:
     def next_sequence(self, producer: str, epoch: int) -> int:
         """Return the sequence that ``append`` takes next."""
         with self._env.read() as txn:
-            return self._next(txn, (producer, epoch))
+            return self._origin(txn, (producer, epoch)).following
 
-    def append(self, producer: str, epoch: int, sequence: int, data: bytes) -> None:
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return the boot of whoever recorded (producer, epoch); empty: nobody said it."""
+        with self._env.read() as txn:
+            return self._origin(txn, (producer, epoch)).boot
+
+    def append(
+        self, producer: str, epoch: int, sequence: int, data: bytes, *, boot: str = ""
+    ) -> None:
         """Put one item at the end of (producer, epoch); on disk when this returns.
+
+        Args:
+            producer: whose it is.
+            epoch: of its life.
+            sequence: its number, the next one.
+            data: what is kept.
+            boot: of the process that recorded it; the first one that is said stays.
 
         Raises:
             StoreError: the quota or the disk is full, or ``sequence`` is not the next one; nothing
@@ -127,7 +142,7 @@ class Queue:
             key, stamp = _key(source, sequence), _CHECKSUM.pack(xxhash.xxh3_64_intdigest(data))
 
             def work(txn: Txn) -> None:
-                expected = self._next(txn, source)
+                expected = self._origin(txn, source).following
                 if sequence != expected:
                     raise StoreError(
                         f"item of {producer} epoch {epoch} is out of order",
@@ -135,7 +150,7 @@ class Queue:
                         allowed=expected,
                     )
                 txn.put(key, stamp + data, db=self._env.table("items"))
-                txn.put(_prefix(source), _U64.pack(sequence + 1), db=self._env.table("sources"))
+                self._move(txn, source, sequence + 1, boot)
 
             self._env.write(work)
             self._count(source, 1, len(data))
@@ -225,20 +240,21 @@ class Queue:
             self._aside_bytes += size
             return True
 
-    def lose(self, producer: str, epoch: int, below: int, reason: str) -> int:
+    def lose(self, producer: str, epoch: int, below: int, reason: str, *, boot: str = "") -> int:
         """Give up the items up to ``below`` that were never appended; return how many.
 
         Their places are kept aside, empty, so that the other side can be told to pass them over.
+        ``boot`` as in ``append``.
         """
         source = (producer, epoch)
         value = _LENGTH.pack(len(reason.encode())) + reason.encode()
 
         def work(txn: Txn) -> int:
-            missing = range(self._next(txn, source), below)
+            missing = range(self._origin(txn, source).following, below)
             for sequence in missing:
                 txn.put(_key(source, sequence), value, db=self._env.table("aside"))
             if missing:
-                txn.put(_prefix(source), _U64.pack(below), db=self._env.table("sources"))
+                self._move(txn, source, below, boot)
             return len(missing)
 
         with self._lock:
@@ -305,9 +321,15 @@ class Queue:
                 todo="Restore the link to the head, or give the spool a larger quota.",
             )
 
-    def _next(self, txn: Txn, source: Source) -> int:
+    def _origin(self, txn: Txn, source: Source) -> Origin:
         stored = txn.get(_prefix(source), db=self._env.table("sources"))
-        return 0 if stored is None else int(_U64.unpack(stored)[0])
+        return Origin() if stored is None else Origin.parse(bytes(stored))
+
+    def _move(self, txn: Txn, source: Source, following: int, boot: str) -> None:
+        """Note which item comes next, and whose it is where nobody had said that."""
+        known = self._origin(txn, source)
+        moved = known._replace(following=following, boot=known.boot or boot)
+        txn.put(_prefix(source), moved.pack(), db=self._env.table("sources"))
 
     def _count(self, source: Source, items: int, size: int) -> None:
         self._counts[source] = self._counts.get(source, 0) + items
