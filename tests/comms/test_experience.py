@@ -103,6 +103,7 @@ class ModelOutbox:
     def __init__(self) -> None:
         self.kept: dict[Source, dict[int, Fragment]] = defaultdict(dict)
         self.aside: list[Refused] = []
+        self.stuck: dict[Source, str] = {}
         self.news = threading.Condition()
         self.count = self.seen = 0
 
@@ -142,6 +143,9 @@ class ModelOutbox:
         with self.news:
             keys = {(r.producer, r.epoch, r.sequence): r for r in self.aside}
             return keys.get((producer, epoch, sequence))
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        self.stuck[producer, epoch] = why
 
     def wait(self, timeout_s: float) -> bool:
         with self.news:
@@ -589,6 +593,8 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     assert second.aside == []
     assert store.expected("arm-1", 7) == 4
     assert "give this robot another name" in caplog.text
+    assert "from another process" in second.stuck["arm-1", 7]
+    assert second.stuck.get(("arm-2", 0), "") == ""
     head.stop()
     store.close()
 
@@ -620,6 +626,7 @@ def test_a_damaged_spool_is_not_taken_for_that_of_anothers_robot(
         first.put(lived(make_fragment("arm-1", 7, 4), "one"))
         first.wait_empty()
     assert len(queue) + len(queue.aside()) == 5
+    assert "from another process" in queue.stuck("arm-1", 7)
     assert store.stats()["appended_fragments"] == 5
     assert store.stats()["skipped"] == 0
     head.stop()
@@ -920,6 +927,7 @@ def test_a_replay_that_lost_its_disk_is_noticed(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert outbox.left() == {("arm-1", 1): 3}
+        assert "wants fragment 0, but the spool begins at 5" in outbox.stuck["arm-1", 1]
 
 
 def test_a_host_cannot_speak_for_another(

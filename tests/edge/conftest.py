@@ -102,6 +102,9 @@ class MemoryKeeper:
     def forget(self, producer: str, epoch: int, below: int) -> int:
         raise NotImplementedError
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        raise NotImplementedError
+
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:
         with self.lock:
             if self.items.get((producer, epoch), {}).pop(sequence, None) is None:

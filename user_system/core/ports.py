@@ -97,6 +97,12 @@ class Outbox(Protocol):
         None: it was not set aside here.
         """
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the head takes none of (producer, epoch); empty: it takes it.
+
+        It is for people: what is stuck is kept like everything else.
+        """
+
     def wait(self, timeout_s: float) -> bool:
         """Wait for something put since the last call returned; False on timeout."""
 

@@ -75,6 +75,9 @@ class Keeper(Protocol):
     def first(self, producer: str, epoch: int) -> int | None:
         """Return the sequence of the oldest record; None: there is none."""
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the other side takes none of (producer, epoch); empty: it does."""
+
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:
         """Move a record to quarantine."""
 
@@ -145,6 +148,15 @@ class Spool:
             with self._work:
                 self._journals[producer] = journal
         return self._queue.begin_epoch(producer)
+
+    def carry_on(self, directory: Path) -> None:
+        """Carry on what earlier lives left in any journal of ``directory``; for a spool at rest.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        for path in sorted(directory.glob("*.journal")):
+            self._finish(Ring(path))
 
     def _finish(self, left: Ring) -> None:
         """Carry on what the last life left in its journal.
@@ -308,6 +320,16 @@ class Spool:
             if found := self.read(producer, epoch, 0, 1):
                 return found[0].header.boot
         return ""
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the head takes none of (producer, epoch); empty: it does.
+
+        A disk that refuses must not end the session of all others: it is only not known then.
+        """
+        try:
+            self._queue.note_stuck(producer, epoch, why)
+        except StoreError as error:
+            log.error("that %s/%d is stuck could not be noted: %s", producer, epoch, error)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for something new to send; False on timeout."""

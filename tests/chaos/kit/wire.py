@@ -106,6 +106,9 @@ class Outbox:
     def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
         return None
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        assert not why, why
+
     def wait(self, timeout_s: float) -> bool:
         with self._news:
             came = self._news.wait_for(lambda: self._count > self._seen, timeout_s)

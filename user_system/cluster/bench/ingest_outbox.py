@@ -189,6 +189,9 @@ class Outbox:
         """Nothing is ever lost here."""
         return None
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Nothing is told: what is stuck is not acknowledged, and fails the benchmark."""
+
     def wait(self, timeout_s: float) -> bool:
         """Wait for something put since the last call returned."""
         with self._news:
