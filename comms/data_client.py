@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from comms import data_wire
 from comms.data_features import Features
-from comms.data_link import Key, Link, Pending
+from comms.data_link import Key, Late, Link, Pending
 from comms.data_priorities import Said, split
 from comms.data_wire import Answer, Opening, State
 from comms.pb import data_pb2 as pb
@@ -62,7 +62,9 @@ class RemoteData:
         cache_bytes: memory for features, shared equally by the cameras.
         ahead: batches to draw and send before they are asked for; 0: none.
         ahead_bytes: memory that they may take here; a larger one is not sent ahead.
-        patience_s: how long a reader that is away is waited for, in each call.
+        patience_s: how long a reader that is away is waited for, in each call that needs it.
+        answer_s: how long ``count`` waits for its answer, and ``state_dict`` before the first draw:
+            whoever asks these has other things to do.
         silence_s: a reader that says nothing for so long is dialled again.
         stopped: ends that waiting with ``NotReady``.
     """
@@ -80,6 +82,7 @@ class RemoteData:
         ahead: int = 1,
         ahead_bytes: int = 256 << 20,
         patience_s: float = 300.0,
+        answer_s: float = 5.0,
         silence_s: float = LIMIT_S,
         stopped: threading.Event | None = None,
     ):
@@ -88,7 +91,8 @@ class RemoteData:
         self._tunnel = tunnel
         self._opening = Opening(seed, schema, follow, views or {})
         self._depth, self._ahead_bytes = ahead, ahead_bytes
-        self._patience_s, self._silence_s = patience_s, silence_s
+        self._patience_s, self._answer_s = patience_s, min(answer_s, patience_s)
+        self._silence_s = silence_s
         self._stopped = stopped or threading.Event()
         self._lock = threading.Lock()
         self._closed = False
@@ -105,6 +109,10 @@ class RemoteData:
         self._last: Key | None = None
         self._follows: dict[Key, Key] = {}
         self._sizes: dict[Key, int] = {}
+        self._counted: dict[str, tuple[int, float]] = {}
+        """View -> the steps that it held, and when that was answered, monotonic s."""
+        self._away = False
+        """Whether it was said that the reader is away."""
         self._figures = dict.fromkeys(
             ("draws", "ahead_used", "ahead_missed", "dialled", "waited_s"), 0.0
         )
@@ -141,10 +149,24 @@ class RemoteData:
         return self._take(pb.DATA_KIND_CONSUME, request)
 
     def count(self, view: str = "all") -> int:
-        """Return how many steps a view holds now."""
-        answer = self._aside(pb.DATA_KIND_COUNT, data_wire.encode_view(view))
+        """Return how many steps a view holds now.
+
+        Raises:
+            NotReady: the reader did not answer in ``answer_s``; says why, and what it said last and
+                how long ago that was. An older number is never passed off as today's.
+        """
+        ask = pb.DataAsk(kind=pb.DATA_KIND_COUNT, content=data_wire.encode_view(view))
+        with self._lock:
+            answer = self._soon(
+                lambda within_s: self._ask(ask, within_s).wait(within_s),
+                f"how many steps view {view!r} holds",
+                lambda: self._last_count(view),
+            )
+        if answer.error is not None:
+            raise answer.error
         if answer.count is None:
             raise StoreError("the replay reader did not say how many steps a view holds", got=view)
+        self._counted[view] = answer.count, time.monotonic()
         return answer.count
 
     def names(self) -> Sequence[str]:
@@ -178,10 +200,13 @@ class RemoteData:
         """Return the state as of the last batch delivered: draws repeat exactly after loading it.
 
         It is that of a local window: either kind loads what the other saved.
+
+        Raises:
+            NotReady: nothing was drawn yet, and the reader did not answer in ``answer_s``.
         """
         with self._lock:
             if self._state is None:
-                self._patiently(self._linked)
+                self._soon(self._linked, "where draws begin")
             said = {"priorities": self._said.state()} if self._said else {}
             return {**(self._state or {}), **said}
 
@@ -259,9 +284,15 @@ class RemoteData:
         self._learn(key, size)
         self._look_ahead(key)
 
-    def _aside(self, kind: pb.DataKind, content: bytes = b"") -> Answer:
+    def _last_count(self, view: str) -> str:
+        if view not in self._counted:
+            return "it never said"
+        count, at = self._counted[view]
+        return f"{count} when it last said it, {time.monotonic() - at:.0f} s ago"
+
+    def _aside(self, kind: pb.DataKind) -> Answer:
         """Return the answer to an ask that is not numbered."""
-        ask = pb.DataAsk(kind=kind, content=content)
+        ask = pb.DataAsk(kind=kind)
         with self._lock:
             answer = self._patiently(lambda: self._ask(ask).wait())
         if answer.error is not None:
@@ -326,13 +357,18 @@ class RemoteData:
 
     # --- the connection --------------------------------------------------------------------------
 
-    def _ask(self, ask: pb.DataAsk) -> Pending:
+    def _ask(self, ask: pb.DataAsk, within_s: float | None = None) -> Pending:
         ask.delivered = self._delivered
         pending = Pending((int(ask.kind), ask.content))
-        return self._linked().ask(pb.DataRequest(ask=ask), pending)
+        return self._linked(within_s).ask(pb.DataRequest(ask=ask), pending)
 
-    def _linked(self) -> Link:
-        """Return a connection on which our session is open."""
+    def _linked(self, within_s: float | None = None) -> Link:
+        """Return a connection on which our session is open.
+
+        Args:
+            within_s: how long the answer to its opening may take; None: as long as the reader says
+                that it is there. A session that takes longer to make is found by the next call.
+        """
         if self._link is not None and self._link.alive:
             return self._link
         self._hang_up()
@@ -343,7 +379,7 @@ class RemoteData:
         opening = pb.DataOpen(session=self._session, delivered=self._delivered, content=content)
         link = Link(self._tunnel, self._silence_s)
         try:
-            answer = link.ask(pb.DataRequest(open=opening), Pending((0, b""))).wait()
+            answer = link.ask(pb.DataRequest(open=opening), Pending((0, b""))).wait(within_s)
             if answer.error is not None:
                 raise answer.error
             self._restored = self._restored and not answer.rebuilt
@@ -375,19 +411,47 @@ class RemoteData:
         if link is not None:
             link.close(forget=forget)
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        """Return what ``attempt`` does; while the reader is away, try again."""
+    def _soon(
+        self, attempt: Callable[[float], T], what: str, last: Callable[[], str] = lambda: ""
+    ) -> T:
+        """Return what ``attempt`` does in the seconds that it is given.
+
+        Raises:
+            NotReady: it did not; says that nobody knows ``what``, and what ``last`` says.
+        """
+        until = time.monotonic() + self._answer_s
+        try:
+            return self._patiently(lambda: attempt(max(0.0, until - time.monotonic())), until)
+        except LinkError as error:
+            said = "; ".join(filter(None, (str(error).rstrip("."), last())))
+            todo = (
+                "It is asked again; see to the replay reader, and to the network on the way there."
+            )
+            why = LinkError(f"the replay reader does not say {what}", got=said, todo=todo)
+            raise NotReady(str(why)) from error
+
+    def _patiently(self, attempt: Callable[[], T], until: float | None = None) -> T:
+        """Return what ``attempt`` does; while the reader is away, try again.
+
+        Args:
+            attempt: raises ``LinkError`` where the reader is away.
+            until: when to give up, monotonic s; None: after ``patience_s`` of failures.
+        """
         backoff = Backoff(0.1, 2.0)
-        began: float | None = None
         while True:
             try:
-                return attempt()
+                result = attempt()
+                self._away = False
+                return result
             except LinkError as error:
-                self._hang_up()
-                if began is None:
-                    began = time.monotonic()
+                if not isinstance(error, Late):  # then what was asked ahead is still on its way
+                    self._hang_up()
+                now = time.monotonic()
+                until = now + self._patience_s if until is None else until
+                if not self._away:
+                    self._away = True
                     log.warning("waiting for the replay reader: %s", error)
-                if self._closed or time.monotonic() - began > self._patience_s:
+                if self._closed or now >= until:
                     raise
-                if self._stopped.wait(backoff.died(0.0)):
+                if self._stopped.wait(min(backoff.died(0.0), until - now)):
                     raise NotReady("the replay reader is away, and we are to end") from error

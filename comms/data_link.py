@@ -33,6 +33,10 @@ Key = tuple[int, bytes]
 """Kind and content of an ask: what it means, whatever its number."""
 
 
+class Late(LinkError):
+    """An answer takes longer than whoever asked can wait; the connection may be sound."""
+
+
 class Pending:
     """An answer that is on its way.
 
@@ -65,14 +69,21 @@ class Pending:
         """Whether ``wait`` returns at once."""
         return self._there.is_set()
 
-    def wait(self) -> Answer:
+    def wait(self, timeout_s: float | None = None) -> Answer:
         """Return the answer once it is here.
 
+        Args:
+            timeout_s: how long it may take; None: as long as the other side says that it is there,
+                since the receiver watches for silence and then ends every wait.
+
         Raises:
+            Late: it takes longer; nobody will look at it.
             LinkError: the connection broke before.
             DamageError: what came is not what was sent.
         """
-        self._there.wait()  # the receiver ends every wait: it watches for silence
+        if not self._there.wait(timeout_s):
+            self.unwanted = True
+            raise Late("no answer came", allowed=f"{timeout_s:.1f} s")
         if self._error is not None:
             raise self._error
         return self._answer

@@ -43,6 +43,13 @@ _TOGETHER = 256 << 10
 
 Source = tuple[str, int]
 
+_STRANGER = "the replay has fragments of that name from another process"
+_MISSING = "the replay wants fragment {}, but the spool begins at {}: what it had is missing there"
+_TODO = (
+    "Where two robots share a name, or this spool was lost and the clock went back, give this "
+    "robot another name; `user-system replay adopt` brings what stays into a store under a new one"
+)
+
 
 @dataclass
 class _Progress:
@@ -108,6 +115,7 @@ class ExperienceClient:
         """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
         sources = [self._source(*source) for source in self._outbox.sources()]
         session, hello = _Session(), pb.Hello(host=self._host, sources=sources)
+        session.on_stuck = self._outbox.note_stuck
         call = _stub(self._tunnel).Stream(self._requests(session, hello))
         session.on_end = call.cancel
         with self._lock:
@@ -125,8 +133,7 @@ class ExperienceClient:
 
     def _source(self, producer: str, epoch: int) -> pb.Source:
         """Return how a source is named to the replay: with the life that recorded it."""
-        first = self._outbox.read(producer, epoch, 0, 1)
-        boot = first[0].header.boot if first else ""
+        boot = self._outbox.boot(producer, epoch)
         return pb.Source(producer=producer, epoch=epoch, boot=boot)
 
     def _exchange(self, session: "_Session", call: Call[pb.ReplayMessage]) -> None:
@@ -138,6 +145,7 @@ class ExperienceClient:
         self._quarantine(first.welcome.refusals)
         for answer in first.welcome.next:
             self._outbox.forget(answer.source.producer, answer.source.epoch, answer.next)
+            self._outbox.note_stuck(answer.source.producer, answer.source.epoch, "")
         session.welcome(first.welcome)
         self._link.up()
         for message in answers:
@@ -219,7 +227,7 @@ class ExperienceClient:
 
     def _lost(self, refused: Refused) -> pb.HostMessage:
         """Return the message that says that a fragment is lost here."""
-        source = self._source(refused.producer, refused.epoch)
+        source = pb.Source(producer=refused.producer, epoch=refused.epoch, boot=refused.boot)
         with self._lock:
             self._figures["lost"] += 1
         lost = pb.Lost(source=source, sequence=refused.sequence, reason=refused.reason[:2000])
@@ -299,6 +307,7 @@ class _Session:
         self.ended = False
         self.welcomed = False
         self.on_end: Callable[[], object] = lambda: None
+        self.on_stuck: Callable[[str, int, str], object] = lambda producer, epoch, why: None
         self._changed = threading.Condition()
         self._credit = 0  # nothing may be sent before Welcome
         self._progress: dict[Source, _Progress] = {}
@@ -328,13 +337,7 @@ class _Session:
                 source = (answer.source.producer, answer.source.epoch)
                 self._progress[source] = _Progress(answer.next, answer.next)
             for stranger in welcome.strangers:
-                self._stuck.add((stranger.producer, stranger.epoch))
-                log.error(
-                    "%s/%d stays in the spool: the replay has fragments of that name from another "
-                    "process. Two robots share a name, or this spool was lost and the clock went "
-                    "back; give this robot another name",
-                    *(stranger.producer, stranger.epoch),
-                )
+                self._give_up((stranger.producer, stranger.epoch), _STRANGER)
             self._changed.notify_all()
 
     def acknowledge(self, ack: pb.Ack) -> int:
@@ -400,18 +403,15 @@ class _Session:
             follow = [sequence == progress.next + i for i, sequence in enumerate(sequences)]
             count = follow.index(False) if False in follow else len(follow)
             if count == 0 and start == progress.next:
-                self._give_up(source, start, sequences[0])
+                self._give_up(source, _MISSING.format(start, sequences[0]))
             progress.next += count
             return count
 
-    def _give_up(self, source: Source, wanted: int, kept: int) -> None:
-        """Leave a source alone for this session: what the replay wants is gone from here."""
+    def _give_up(self, source: Source, why: str) -> None:
+        """Leave a source alone for this session, and say so; the lock is held."""
         self._stuck.add(source)
-        log.error(
-            "replay wants fragment %d of %s/%d, but the spool begins at %d: what the replay had "
-            "acknowledged is missing there",
-            *(wanted, *source, kept),
-        )
+        log.error("%s/%d stays in the spool: %s. %s", *source, why, _TODO)
+        self.on_stuck(*source, why)
 
     def end(self) -> None:
         """End the session from whatever side."""

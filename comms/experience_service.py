@@ -270,6 +270,14 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             raise SpecError("after Hello only fragments are expected", got=kind)
         for part in parts:
             _require_source(part.source)
+            if isinstance(part, pb.Lost) and not part.source.boot:
+                # Whoever passed it over for it might have been sent the very fragment by another.
+                raise SpecError(
+                    f"lost fragment {part.sequence} of {part.source.producer!r} is nobody's",
+                    got="no boot",
+                    allowed="that of the process that recorded it",
+                    todo="Install today's version on this host.",
+                )
         if len(parts) > self._credit:
             raise SpecError("too many fragments at once", got=len(parts), allowed=self._credit)
         return parts

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -118,6 +119,8 @@ class Runner:
         self._dirty = self._asked = False
         self._wait_until = 0
         """Online steps to wait for before the next update."""
+        self._wants = 0
+        """Fresh steps to wait for; the steps there are could not be counted yet."""
         self._published = self._saved = self._reported = self._clock.now_ns()
         self._marks = deque([(self._reported, 0)])
         self._failures = 0
@@ -160,10 +163,16 @@ class Runner:
         return True
 
     def save(self) -> None:
-        """Write a checkpoint now."""
+        """Write a checkpoint now; there is none to write before anything could be drawn."""
+        self._saved = self._clock.now_ns()
+        try:
+            place = self._data.state_dict()
+        except NotReady as why:
+            log.warning("no checkpoint: %s", why)
+            return
         tree = {
             "learner": self._guarded("state_dict", self._learner.state_dict),
-            "data": self._data.state_dict(),
+            "data": place,
             "updates": self.updates,
             "version": self.version,
         }
@@ -187,10 +196,10 @@ class Runner:
 
     def _update(self) -> bool:
         """Do one unit of work; False: there is not enough data for one yet."""
-        if self._wait_until and self._data.count("online") < self._wait_until:
-            return False
-        start = time.perf_counter()
         try:
+            if self._lacks_steps():
+                return False
+            start = time.perf_counter()
             report = self._guarded("update", self._learner.update)
         except NotReady:
             return False
@@ -212,8 +221,23 @@ class Runner:
         self.updates += report.updates
         self._dirty = True
         self._asked = self._asked or report.publish
-        wants = report.wants_steps
-        self._wait_until = self._data.count("online") + wants if wants > 0 else 0
+        self._wait_until, self._wants = 0, max(0, report.wants_steps)
+        with suppress(NotReady):  # then they are counted before the next update
+            self._set_goal()
+
+    def _lacks_steps(self) -> bool:
+        """Return whether the learner waits for fresh steps that are not there yet.
+
+        Raises:
+            NotReady: nobody can say.
+        """
+        self._set_goal()
+        return self._wait_until > 0 and self._data.count("online") < self._wait_until
+
+    def _set_goal(self) -> None:
+        """Turn the fresh steps that the learner wants into a number of online steps."""
+        if self._wants:
+            self._wait_until, self._wants = self._data.count("online") + self._wants, 0
 
     def _publish_when_due(self) -> None:
         self._hear()

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from user_system.codec import fragments as codec
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
+from user_system.replay.queue import Queue
 from user_system.replay.store import Store
 
 
@@ -91,6 +93,30 @@ def test_a_damaged_store_is_named_salvaged_and_kept(path: Path, tmp_path: Path) 
     assert "0 records, 1 images" in text
     assert "60 steps" in replay("stats", path)
     assert len(list(tmp_path.glob("replay.corrupt-*"))) == 1
+
+
+@pytest.mark.slow
+def test_what_is_stuck_on_a_robot_host_is_shown_and_taken_out(path: Path, tmp_path: Path) -> None:
+    host = tmp_path / "edge" / "host-1"
+    with Queue(host / "spool").open(create=True) as queue:
+        for k in range(4):
+            queue.append("arm", 1, k, codec.encode(fragment("arm", k)), boot="another")
+    assert "arm       1      another  4" in replay("spool", host)
+    assert "1 waits in the spool" in replay(
+        *("adopt", host, tmp_path / "new", "--producer", "arm-b", "--create"), status=1
+    )
+    assert not (tmp_path / "new").exists(), "nothing is stuck, so nothing is made for it"
+    said = replay("spool", host, "--store", path)
+    assert "STUCK: " in said
+    assert f"`user-system replay adopt {host} STORE --producer NEW`" in said
+    assert json.loads(replay("spool", host, "--json"))["waiting"][0]["fragments"] == 4
+    with Store(path).open():
+        words = ("adopt", host, path, "--producer", "arm-b")
+        assert "another process writes" in replay(*words, status=1)
+    assert "4 fragments with 12 steps came in as arm-b" in replay(*words)
+    assert "0 fragments wait" in replay("spool", host)
+    assert "robot: arm 60, arm-b 12" in replay("stats", path)
+    assert "is no spool" in replay("spool", path, status=1)
 
 
 def test_commands_say_what_is_wrong(path: Path, tmp_path: Path) -> None:

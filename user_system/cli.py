@@ -3,13 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from user_system.cli_replay import replay_app
+from user_system.cli_replay import replay_app, table
 from user_system.cli_store import add_to
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
 
@@ -72,7 +71,7 @@ def plan(
     from user_system.cluster import up as cluster
 
     processes = cluster.preview(cluster.Source(str(file), tuple(settings or ())))
-    _table(planning.COLUMNS, planning.rows(processes))
+    table(planning.COLUMNS, planning.rows(processes))
 
 
 @app.command()
@@ -88,8 +87,8 @@ def status(run: Run = None, as_json: Json = False) -> None:
     if as_json:
         _json({**dump(view), "page": found.record.page, "pids": found.record.processes})
         return
-    _table(progress.HEADINGS, [progress.cells(view)])
-    _table(
+    table(progress.HEADINGS, [progress.cells(view)])
+    table(
         ("robot", "mode", "holder", "version", "needs"),
         [(r.name, r.mode or "offline", r.holder, str(r.version), r.help) for r in view.robots],
     )
@@ -138,7 +137,7 @@ def plugins_list(as_json: Json = False) -> None:
     if as_json:
         _json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        _table(columns, rows)
+        table(columns, rows)
 
 
 @robots_app.command("list")
@@ -154,7 +153,7 @@ def robots_list(run: Run = None, as_json: Json = False) -> None:
         _json(dump(robots))
         return
     columns = ("robot", "online", "mode", "holder", "version", "rate", "needs")
-    _table(
+    table(
         columns,
         [
             (
@@ -180,7 +179,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _json([vars(finding) for finding in findings])
     else:
-        _table(
+        table(
             ("", "what", "found", "do"),
             [("ok" if f.ok else "NO", f.what, f.found, f.todo) for f in findings],
         )
@@ -221,16 +220,6 @@ def bench(
 
 def _json(value: Any) -> None:
     print(json.dumps(value, indent=1))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns; plain text, so that other programs can read it."""
-    texts = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(columns))]
-    for row in texts:
-        print(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        )
 
 
 def main() -> None:

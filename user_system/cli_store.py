@@ -3,13 +3,14 @@
 import getpass
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from user_system.cli_replay import Json, Store, bar
+from user_system.cli_replay import Json, Store, bar, table
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="What is made; not there yet.")]
 
@@ -150,9 +151,89 @@ def delete(
     print(f"{store}: {count} fragments of {episode} removed; `compact` takes them off the disk")
 
 
+Spool = Annotated[
+    Path, typer.Argument(metavar="SPOOL", help="Of a robot host, e.g. runs/demo/edge/host-1.")
+]
+
+
+def spool(
+    directory: Spool,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="STORE", help="Whatever is a stranger to this one is stuck, too."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what waits on a robot host, and what is stuck there and why; it may be in use."""
+    from user_system.cluster import spools
+    from user_system.replay.waiting import COLUMNS
+
+    found, journals = spools.look(directory, store)
+    if as_json:
+        print(json.dumps({**asdict(found), "journals": journals}, indent=1))
+        return
+    for line in found.lines():
+        print(line)
+    for producer, size in journals.items():
+        if size:
+            print(
+                f"{producer}: {size / 1e6:.1f} MB in its journal are carried on by the next start"
+            )
+    now_ns = time.time_ns()
+    if found.waiting:
+        table(COLUMNS, [source.line(now_ns) for source in found.waiting])
+    if found.stuck:
+        print(
+            f"`user-system replay adopt {directory} STORE --producer NEW` takes what is stuck out"
+        )
+
+
+def adopt(
+    directory: Spool,
+    store: Store,
+    producer: Annotated[
+        str, typer.Option(metavar="NEW", help="Name that the robot gets in the store.")
+    ],
+    source: Annotated[
+        str, typer.Option("--from", metavar="OLD", help="Only what was recorded under this name.")
+    ] = "",
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Also what is not stuck; its head may have some of it already."),
+    ] = False,
+    create: Annotated[bool, typer.Option("--create", help="Make the store if need be.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Move what is stuck in a spool into a store, under a new name; exactly once, however it ends.
+
+    Neither may be in use. Repeat it where it was interrupted.
+    """
+    from user_system.cluster import spools
+
+    choice = spools.Choice(source, everything)
+    with bar() as progress:
+        moved = spools.adopt(directory, store, producer, choice, create=create, progress=progress)
+    done = moved.done
+    if as_json:
+        print(json.dumps(asdict(moved), indent=1))
+    else:
+        print(
+            f"{store}: {done.fragments} fragments with {done.steps} steps came in as {producer}, "
+            f"{done.repeated} were there already, {done.backwards} go back in time; {moved.aside} "
+            "were damaged and stay in the spool, set aside"
+        )
+        for name, epoch in moved.left:
+            print(f"{name}/{epoch} waits in the spool: it is not known to be stuck, or not chosen")
+    idle = not done.fragments + done.repeated and bool(moved.left)
+    raise typer.Exit(1 if idle or moved.aside or done.backwards else 0)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (stats, verify, salvage, compact, merge, backup, restore, delete):
+    for command in (
+        *(stats, verify, salvage, compact, merge, backup, restore, delete),
+        *(spool, adopt),
+    ):
         app.command(command.__name__)(command)
 
 

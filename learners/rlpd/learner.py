@@ -6,6 +6,7 @@ per online step is not done, and the report says how many fresh steps it waits f
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -84,10 +85,12 @@ class RlpdLearner:
         """Do one unit of work.
 
         Raises:
-            NotReady: too few online steps for another one at the configured ratio.
+            NotReady: too few online steps for another one at the configured ratio, or nobody can
+                say how many there are.
             PluginError: a loss or a parameter is no longer finite.
         """
-        if (lacking := self._lacking()) > 0:
+        online = self._data.count(ONLINE)
+        if (lacking := self._lacking(online)) > 0:
             raise NotReady(f"{lacking} more online steps")
         if self._measure_rows:
             self._measure()
@@ -99,7 +102,9 @@ class RlpdLearner:
         self._check(metrics)
         publish = self._updates - self._published >= self._config.publish_every
         self._published = self._updates if publish else self._published
-        lacking = self._lacking()
+        with suppress(NotReady):  # what was learned is reported, wherever the reader is by now
+            online = self._data.count(ONLINE)
+        lacking = self._lacking(online)
         return Report(
             metrics,
             self._config.actor_every,
@@ -108,11 +113,11 @@ class RlpdLearner:
             behind_steps=max(0, -lacking),
         )
 
-    def _lacking(self) -> int:
-        """Return how many online steps are lacking for the next unit; negative: to spare."""
+    def _lacking(self, online: int) -> int:
+        """Return how many of ``online`` steps are lacking for the next unit; negative: to spare."""
         config = self._config
         needed = math.ceil((self._updates + config.actor_every) / config.updates_per_step)
-        return max(needed, config.start_after) - self._data.count(ONLINE)
+        return max(needed, config.start_after) - online
 
     def _update_critic(self, rows: Rows) -> tuple[float, float]:
         config = self._config

@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import re
 import secrets
 import signal
 import socket
@@ -906,6 +907,75 @@ def test_a_reader_that_stays_away_is_not_waited_for_for_ever(
     stopped.clear()
     impatient._patience_s = GENEROUS_S
     assert len(impatient.draw(REQUESTS[0])) == len(patient.draw(REQUESTS[0])) == 3
+
+
+@pytest.mark.parametrize("how", ["gone", "mute"])
+def test_a_reader_that_is_away_is_not_waited_for_to_count(
+    cutter: Any, log: Log, numbers: Reader, window: Callable[..., RemoteData], how: str
+) -> None:
+    """Whoever asks how many steps there are has weights to publish meanwhile."""
+    cutter.target = numbers.start()
+    data, local = window(cutter.port, answer_s=0.3), Numbers(log)
+    same(data.draw(REQUESTS[0]), local.draw(REQUESTS[0]))
+    known = data.count()
+    if how == "gone":
+        numbers.stop()
+        cutter.cut()
+    else:
+        cutter.moving.clear()
+    for _ in range(3):
+        began = time.monotonic()
+        with pytest.raises(NotReady, match="does not say how many steps view 'all' holds") as no:
+            data.count()
+        assert time.monotonic() - began < GENEROUS_S / 4, "nearly as long as for a draw"
+        assert re.search(rf"{known} when it last said it, \d+ s ago", str(no.value))
+        assert "see to the replay reader" in str(no.value)
+    with pytest.raises(NotReady, match="it never said"):
+        data.count("demos")
+    if how == "gone":
+        numbers.start()
+    cutter.moving.set()
+    data._answer_s = GENEROUS_S
+    assert data.count() == known
+    same(data.draw(REQUESTS[0]), local.draw(REQUESTS[0]))
+
+
+def test_what_is_on_its_way_is_kept_though_a_count_behind_it_is_late(
+    log: Log, numbers: Reader, window: Callable[..., RemoteData]
+) -> None:
+    """A batch that takes long is no reason to hang up, and to have it drawn again."""
+    data, local = window(numbers.start(), answer_s=0.2), Numbers(Log())
+    drawing, go_on = threading.Event(), threading.Event()
+
+    def slowly(number: int) -> None:
+        if number > 1:  # the one that is drawn ahead
+            drawing.set()
+            assert go_on.wait(GENEROUS_S)
+
+    log.before_draw = slowly
+    same(data.draw(REQUESTS[0]), local.draw(REQUESTS[0]))
+    assert drawing.wait(GENEROUS_S)
+    for _ in range(3):
+        with pytest.raises(NotReady, match="no answer came"):
+            data.count()
+    go_on.set()
+    same(data.draw(REQUESTS[0]), local.draw(REQUESTS[0]))
+    data._answer_s = GENEROUS_S
+    assert data.count() == local.count()
+    assert (data.stats()["dialled"], data.stats()["ahead_used"]) == (1, 1)
+
+
+def test_without_a_reader_there_is_no_state_before_the_first_draw(
+    numbers: Reader, window: Callable[..., RemoteData]
+) -> None:
+    port = numbers.start()
+    numbers.stop()
+    data = window(port, answer_s=0.1)
+    with pytest.raises(NotReady, match="does not say where draws begin"):
+        data.state_dict()
+    numbers.start()
+    data._answer_s = GENEROUS_S
+    assert data.state_dict()
 
 
 # --- ahead ----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class ModelIngest:
 
     def strange(self, producer: str, epoch: int, boot: str) -> bool:
         began = self.stored[producer, epoch]
-        return bool(began and boot and began[0].header.boot != boot)
+        return bool(began and began[0].header.boot != boot)
 
     def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
         if self.fail():
@@ -103,6 +103,7 @@ class ModelOutbox:
     def __init__(self) -> None:
         self.kept: dict[Source, dict[int, Fragment]] = defaultdict(dict)
         self.aside: list[Refused] = []
+        self.stuck: dict[Source, str] = {}
         self.news = threading.Condition()
         self.count = self.seen = 0
 
@@ -116,6 +117,10 @@ class ModelOutbox:
     def sources(self) -> Sequence[Source]:
         with self.news:
             return sorted((s for s, kept in self.kept.items() if kept), key=lambda s: -s[1])
+
+    def boot(self, producer: str, epoch: int) -> str:
+        with self.news:
+            return next((f.header.boot for f in self.kept[producer, epoch].values()), "")
 
     def read(self, producer: str, epoch: int, start: int, limit: int) -> Sequence[Fragment]:
         with self.news:
@@ -138,6 +143,9 @@ class ModelOutbox:
         with self.news:
             keys = {(r.producer, r.epoch, r.sequence): r for r in self.aside}
             return keys.get((producer, epoch, sequence))
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        self.stuck[producer, epoch] = why
 
     def wait(self, timeout_s: float) -> bool:
         with self.news:
@@ -585,8 +593,67 @@ def test_a_robot_with_anothers_name_keeps_what_it_recorded(
     assert second.aside == []
     assert store.expected("arm-1", 7) == 4
     assert "give this robot another name" in caplog.text
+    assert "from another process" in second.stuck["arm-1", 7]
+    assert second.stuck.get(("arm-2", 0), "") == ""
     head.stop()
     store.close()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_damaged_spool_is_not_taken_for_that_of_anothers_robot(
+    tmp_path: Path,
+    credentials: Callable[[str], Credentials],
+    allow: AllowList,
+    make_fragment: Callable[..., Fragment],
+    readable: bool,
+) -> None:
+    """Its first fragments cannot be read, so they do not say whose they are: the books do."""
+    store = Store(tmp_path / "replay").open(create=True)
+    head = Head(store, credentials("replay"), allow)  # type: ignore[arg-type]
+    port, first = head.start(), ModelOutbox()
+    queue = Queue(tmp_path / "spool").open(create=True)
+    spool = Spool(queue, quota_bytes=1 << 30)
+    for k in range(5):
+        whole = codec.encode(lived(make_fragment("arm-1", 7, k), "two"))
+        queue.append("arm-1", 7, k, whole if k and readable else b"no fragment", boot="two")
+    with client_of(port, first, credentials("host-1")):
+        for k in range(4):
+            first.put(lived(make_fragment("arm-1", 7, k), "one"))
+        first.wait_empty()
+        with client_of(port, spool, credentials("host-2"), "host-2") as other:
+            wait_until(lambda: other.stats()["connected"] == 1)
+            wait_until(lambda: other.stats()["stuck"] == 1)
+        first.put(lived(make_fragment("arm-1", 7, 4), "one"))
+        first.wait_empty()
+    assert len(queue) + len(queue.aside()) == 5
+    assert "from another process" in queue.stuck("arm-1", 7)
+    assert store.stats()["appended_fragments"] == 5
+    assert store.stats()["skipped"] == 0
+    head.stop()
+    store.close()
+    queue.close()
+
+
+def test_a_loss_that_is_nobodys_passes_over_nothing(
+    tmp_path: Path, make_fragment: Callable[..., Fragment]
+) -> None:
+    """It may be of any robot of that name, and the one meant next may not have lost it."""
+    with Store(tmp_path / "replay").open(create=True) as store:
+        service = ExperienceService(store)
+        one, two = (experience_service._Stream(Peer(n, Role.ROBOT), 64) for n in ("a", "b"))
+        service._commit(arrivals(service, (one, [lived(make_fragment(), "1")])))
+        for boot, says in (("", "is nobody's"), ("2", "another process")):
+            source = pb.Source(producer="arm-1", boot=boot)
+            lost = pb.HostMessage(lost=pb.Lost(source=source, sequence=1, reason="damaged"))
+            two = experience_service._Stream(Peer("b", Role.ROBOT), 64)
+            service._read(two, iter([lost]))
+            if not service._arrivals.empty():
+                two.ended = False  # its host has ended it, having nothing more to say
+                service._commit([service._arrivals.get()])
+            assert says in str(heard(two)[1])
+        assert store.expected("arm-1", 0) == 1
+        service._commit(arrivals(service, (one, [lived(make_fragment(sequence=1), "1")])))
+        assert store.stats()["appended_fragments"] == 2
 
 
 def arrivals(service: ExperienceService, *sent: tuple[Any, Sequence[Fragment]]) -> list[Any]:
@@ -860,6 +927,7 @@ def test_a_replay_that_lost_its_disk_is_noticed(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert outbox.left() == {("arm-1", 1): 3}
+        assert "wants fragment 0, but the spool begins at 5" in outbox.stuck["arm-1", 1]
 
 
 def test_a_host_cannot_speak_for_another(

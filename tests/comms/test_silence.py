@@ -130,6 +130,9 @@ class NoOutbox:
     def sources(self) -> Any:
         return []
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        raise AssertionError("there is nothing here")
+
     def wait(self, timeout_s: float) -> bool:
         return False
 

@@ -50,6 +50,7 @@ class MemoryKeeper:
         self.items: dict[tuple[str, int], dict[int, bytes]] = {}
         self.epochs: dict[str, int] = {}
         self.next: dict[tuple[str, int], int] = {}
+        self.boots: dict[tuple[str, int], str] = {}
         self.aside: list[tuple[str, int, int, str]] = []
         self.lock = threading.Lock()
         self.extra_bytes = 0
@@ -70,14 +71,20 @@ class MemoryKeeper:
     def first(self, producer: str, epoch: int) -> int | None:
         return min(self.items.get((producer, epoch), {}), default=None)
 
-    def lose(self, producer: str, epoch: int, below: int, reason: str) -> int:
+    def lose(self, producer: str, epoch: int, below: int, reason: str, *, boot: str = "") -> int:
         raise NotImplementedError
 
     def reason(self, producer: str, epoch: int, sequence: int) -> str | None:
         return {a[:3]: a[3] for a in self.aside}.get((producer, epoch, sequence))
 
-    def append(self, producer: str, epoch: int, sequence: int, data: bytes) -> None:
+    def boot(self, producer: str, epoch: int) -> str:
+        return self.boots.get((producer, epoch), "")
+
+    def append(
+        self, producer: str, epoch: int, sequence: int, data: bytes, *, boot: str = ""
+    ) -> None:
         with self.lock:
+            self.boots.setdefault((producer, epoch), boot)
             items = self.items.setdefault((producer, epoch), {})
             assert sequence == self.next_sequence(producer, epoch)
             items[sequence] = data
@@ -93,6 +100,9 @@ class MemoryKeeper:
             return [Kept(number, items[number]) for number in numbers]
 
     def forget(self, producer: str, epoch: int, below: int) -> int:
+        raise NotImplementedError
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
         raise NotImplementedError
 
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:

@@ -133,10 +133,10 @@ def test_a_disk_that_refuses_fills_the_journal_and_loses_nothing(make_keeper, tm
     class Refusing(make_keeper):
         broken = True
 
-        def append(self, *arguments):
+        def append(self, *arguments, **more):
             if self.broken:
                 raise StoreError("no space")
-            super().append(*arguments)
+            super().append(*arguments, **more)
 
     queue = Refusing()
     spool = Spool(queue, 1 << 20, journal_bytes=8000)
@@ -194,11 +194,26 @@ def test_damage_in_the_journal_does_not_cost_what_comes_later(tmp_path):
         spool._carry_one(spool._journals["arm"])
     assert [f.header.sequence for f in spool.read("arm", epoch, 0, 10)] == [0, 4, 5]
     assert ["journal" in spool.lost("arm", epoch, n).reason for n in (1, 2, 3)] == [True] * 3
+    assert {spool.lost("arm", epoch, n).boot for n in (1, 2, 3)} == {"b"}
     assert spool.lost("arm", epoch, 4) is None
     assert spool.stats()["spool_lost"] == 3
     assert spool.backlog("arm", epoch) == 6
     spool.close()
     queue.close()
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["in the books", "by what can be read"])
+def test_a_damaged_source_is_still_somebodys(tmp_path, said):
+    """An earlier version's books do not say whose it is; then what is behind the damage does."""
+    with Queue(tmp_path / "q").open(create=True) as queue:
+        spool = Spool(queue, 1 << 20)
+        for n in range(4):
+            damaged = b"not a fragment" if n < 2 or said else codec.encode(fragment(n))
+            queue.append("arm", 1, n, damaged, boot="b" if said else "")
+        assert spool.boot("arm", 1) == "b"
+        assert len(spool.read("arm", 1, 0, 1)) == 0 if said else 1
+        assert spool.lost("arm", 1, 0).boot == "b"
+        assert spool.boot("arm", 2) == ""
 
 
 PRODUCER = """

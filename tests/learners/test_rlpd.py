@@ -215,6 +215,23 @@ def test_updates_keep_to_the_ratio() -> None:
         one.update()
 
 
+def test_an_update_is_reported_though_the_reader_went_away_meanwhile() -> None:
+    data = synthetic_data(SPEC, steps=120)
+    count, asked = data.count, [0]
+
+    def once(view: str = "all") -> int:
+        asked[0] += 1
+        if asked[0] > 1:
+            raise NotReady("the reader is away")
+        return count(view)
+
+    data.count = once  # type: ignore[method-assign]
+    one = learner(SMALL, data)
+    assert one.update().updates == SMALL.actor_every
+    with pytest.raises(NotReady, match="away"):
+        one.update()
+
+
 def test_nothing_is_learned_before_there_is_enough() -> None:
     data = synthetic_data(SPEC, steps=120)
     with pytest.raises(NotReady):

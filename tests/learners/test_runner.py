@@ -298,3 +298,42 @@ def test_a_killed_learner_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> 
     assert runner.resume()
     work(runner, 3)
     np.testing.assert_equal(resumed.weights(), straight.weights())
+
+
+def test_a_reader_that_is_away_stops_neither_publishing_nor_checkpoints(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """Steps are counted when it is back, and then as many fresh ones are waited for as ever."""
+    there, counting = rig.data.count("online"), threading.Event()
+
+    def count(view: str = "all") -> int:
+        if not counting.is_set():
+            raise NotReady("the reader is away")
+        return there
+
+    rig.data.count = count  # type: ignore[method-assign]
+    rig.learner.report = {"wants_steps": 5}
+    rig.run(30)
+    assert rig.learner.n == rig.runner.updates == 1
+    assert [n for _, n in rig.published] == [1]
+    assert Checkpoints(tmp_path).newest()["updates"] == 1
+    counting.set()
+    rig.run(1)
+    there += 4
+    rig.run(1)
+    assert rig.learner.n == 1, "fewer fresh steps than it wanted"
+    there += 1
+    rig.run(1)
+    assert rig.learner.n == 2
+
+
+def test_before_anything_was_drawn_there_is_no_checkpoint_and_no_end(
+    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nobody_knows() -> Any:
+        raise NotReady("the reader is away")
+
+    rig.learner.before = rig.data.state_dict = nobody_knows  # type: ignore[method-assign]
+    rig.run(30)
+    assert Checkpoints(tmp_path).newest() is None
+    assert 1 <= caplog.text.count("no checkpoint: the reader is away") <= 4

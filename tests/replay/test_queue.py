@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from user_system.core.errors import DamageError, StoreError
+from user_system.replay.origin import Origin
 from user_system.replay.queue import Queue
 
 
@@ -241,6 +242,27 @@ def test_places_that_were_never_filled_are_given_up_at_once(tmp_path):
         assert [queue.reason("arm", 1, n) for n in (0, 1, 4, 5)] == [None, "gone", "gone", None]
         assert [(a.sequence, a.data) for a in queue.aside()] == [(n, b"") for n in (1, 2, 3, 4)]
         assert len(queue) == 2
+
+
+def test_the_books_say_whose_a_source_is_whatever_became_of_its_items(tmp_path):
+    with Queue(tmp_path / "q").open(create=True) as queue:
+        queue.append("arm", 1, 0, b"a", boot="b0")
+        queue.append("arm", 1, 1, b"b", boot="another")
+        queue.set_aside("arm", 1, 0, "damaged")
+        queue.forget("arm", 1, 2)
+        queue.lose("leg", 7, 3, "damaged in the journal", boot="b1")
+        queue.append("old", 1, 0, b"nobody said it")
+    with Queue(tmp_path / "q").open() as again:
+        assert [again.boot(*s) for s in [("arm", 1), ("leg", 7), ("old", 1)]] == ["b0", "b1", ""]
+        assert [again.next_sequence(*s) for s in [("arm", 1), ("leg", 7)]] == [2, 3]
+        again.append("old", 1, 1, b"now", boot="b2")
+        assert again.boot("old", 1) == "b2"
+
+
+def test_books_of_an_earlier_version_are_read():
+    assert Origin.parse((7).to_bytes(8, "big")) == Origin(7)
+    for origin in (Origin(), Origin(1 << 40, "b0"), Origin(2, "b", "why"), Origin(2, "", "why")):
+        assert Origin.parse(origin.pack()) == origin
 
 
 def test_what_was_set_aside_counts_against_the_quota(tmp_path):

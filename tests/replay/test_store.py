@@ -125,7 +125,10 @@ def test_skip_moves_past_what_could_not_be_decoded(store, recorder):
     store.append(fragments[:1])
     store.skip(Refused("arm", 1, 5, "not the one expected"))
     assert store.expected("arm", 1) == 1
-    store.skip(Refused("arm", 1, 1, "undecodable"))
+    store.skip(Refused("arm", 1, 1, "nobody's"))
+    store.skip(Refused("arm", 1, 1, "another's", "c"))
+    assert store.expected("arm", 1) == 1, "whoever began it has not lost this one"
+    store.skip(Refused("arm", 1, 1, "undecodable", "b"))
     assert store.expected("arm", 1) == 2
     (again,) = store.append(fragments[1:])
     assert again.reason == "undecodable"

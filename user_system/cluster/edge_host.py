@@ -6,6 +6,7 @@ import time
 
 from user_system.cluster import dial
 from user_system.cluster.configs import EdgeChild, EdgeHostConfig, EdgeRobot
+from user_system.cluster.layout import JOURNALS, QUEUE
 from user_system.cluster.process import Life, run
 from user_system.edge.agent import Agent, AgentConfig, RobotConfig
 from user_system.edge.patience import SessionConfig
@@ -24,13 +25,13 @@ def main(config: EdgeHostConfig, life: Life) -> None:
     settings = AgentConfig(
         host=config.host,
         run=config.run,
-        directory=place / "tokens",
+        directory=place / JOURNALS,
         robots=tuple(_robot(entry) for entry in config.robots),
         children=tuple(_child(entry) for entry in config.children),
     )
     quota = config.spool_bytes + RESERVE_BYTES
     # Epochs by the calendar, so that a spool that replaces a lost one does not repeat its own.
-    queue = Queue(place / "spool", max_bytes=quota, first_epoch=int(time.time()))
+    queue = Queue(place / QUEUE, max_bytes=quota, first_epoch=int(time.time()))
     with queue.open(create=True), dial.tunnel(config.link) as way:
         spool = Spool(queue, quota_bytes=config.spool_bytes)
         uplink = Uplink(way, config.host, settings.boot, spool, place / "weights")

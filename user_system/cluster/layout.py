@@ -9,6 +9,9 @@ from user_system.core.errors import ConfigError
 SOCKET_PATH_MAX = 80
 """A unix socket's address holds 107 bytes; the rest is left for names below the directory."""
 
+QUEUE, JOURNALS = "spool", "tokens"
+"""Where an edge host keeps its spool's queue and its journals, within its own directory."""
+
 
 @dataclass(frozen=True)
 class RunDir:

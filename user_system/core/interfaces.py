@@ -254,7 +254,7 @@ class Policy(Protocol):
 
 
 class NotReady(Exception):
-    """A view has nothing to draw from yet; ask again later."""
+    """A view has nothing to draw from yet, or nobody can say now what it holds; ask again later."""
 
 
 @runtime_checkable
@@ -276,10 +276,22 @@ class Data(Protocol):
         """
 
     def count(self, view: str = "all") -> int:
-        """Return how many steps a view holds."""
+        """Return how many steps a view holds, within seconds.
+
+        On this host it is what the file says. Over the network it is what the reader says now,
+        never an older number, which nobody could tell from today's.
+
+        Raises:
+            NotReady: the reader is away. In ``Learner.update`` let it pass: the runner goes on
+                publishing, saving and reporting, and asks again. Draws wait, for minutes.
+        """
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Random state, cursors and high-water mark: draws repeat exactly after loading them."""
+        """Random state, cursors and high-water mark: draws repeat exactly after loading them.
+
+        Raises:
+            NotReady: nothing was drawn yet, and nobody can say where draws begin.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""

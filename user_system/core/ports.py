@@ -32,6 +32,7 @@ class Ingest(Protocol):
         """Return whether what is stored of (producer, epoch) is of another boot than this one.
 
         Its numbers then say nothing about the fragments of this one, and none of these is stored.
+        No boot is another one than any that is known.
         """
 
     def append(self, fragments: Sequence[Parcel]) -> Sequence[Refused]:
@@ -50,7 +51,8 @@ class Ingest(Protocol):
 
         As durable as ``append``; the reason is kept.
 
-        Does nothing unless ``refused.sequence`` is the one expected.
+        Does nothing unless ``refused.sequence`` is the one expected and ``refused.boot`` that of
+        the source, where it is known.
 
         Raises:
             StoreError: the disk failed.
@@ -74,6 +76,12 @@ class Outbox(Protocol):
     def sources(self) -> Sequence[tuple[str, int]]:
         """Return each (producer, epoch) with unacknowledged fragments, newest epoch first."""
 
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return the boot of the process that recorded (producer, epoch); empty: not known.
+
+        It is known also where none of the fragments can be read.
+        """
+
     def read(self, producer: str, epoch: int, start: int, limit: int) -> Sequence[Fragment]:
         """Return up to ``limit`` fragments in order, from the first kept one >= ``start`` on."""
 
@@ -84,7 +92,16 @@ class Outbox(Protocol):
         """Move a refused fragment to quarantine, so that it neither blocks nor is lost."""
 
     def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
-        """Return why a fragment will never be read; None: it was not set aside here."""
+        """Return why a fragment will never be read, with the boot of its source.
+
+        None: it was not set aside here.
+        """
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the head takes none of (producer, epoch); empty: it takes it.
+
+        It is for people: what is stuck is kept like everything else.
+        """
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for something put since the last call returned; False on timeout."""

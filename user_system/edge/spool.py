@@ -55,8 +55,13 @@ class Keeper(Protocol):
     def next_sequence(self, producer: str, epoch: int) -> int:
         """Return the sequence that ``append`` takes next."""
 
-    def append(self, producer: str, epoch: int, sequence: int, data: bytes) -> None:
-        """Keep a record; it survives a power cut when this returns."""
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return the boot of whoever recorded (producer, epoch); empty: nobody said it."""
+
+    def append(
+        self, producer: str, epoch: int, sequence: int, data: bytes, *, boot: str = ""
+    ) -> None:
+        """Keep a record, and whose it is; both survive a power cut when this returns."""
 
     def sources(self) -> Sequence[tuple[str, int]]:
         """Return each (producer, epoch) with records, newest epoch first."""
@@ -70,10 +75,13 @@ class Keeper(Protocol):
     def first(self, producer: str, epoch: int) -> int | None:
         """Return the sequence of the oldest record; None: there is none."""
 
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the other side takes none of (producer, epoch); empty: it does."""
+
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:
         """Move a record to quarantine."""
 
-    def lose(self, producer: str, epoch: int, below: int, reason: str) -> int:
+    def lose(self, producer: str, epoch: int, below: int, reason: str, *, boot: str = "") -> int:
         """Give up the records up to ``below`` that were never appended; return how many."""
 
     def reason(self, producer: str, epoch: int, sequence: int) -> str | None:
@@ -140,6 +148,15 @@ class Spool:
             with self._work:
                 self._journals[producer] = journal
         return self._queue.begin_epoch(producer)
+
+    def carry_on(self, directory: Path) -> None:
+        """Carry on what earlier lives left in any journal of ``directory``; for a spool at rest.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        for path in sorted(directory.glob("*.journal")):
+            self._finish(Ring(path))
 
     def _finish(self, left: Ring) -> None:
         """Carry on what the last life left in its journal.
@@ -218,10 +235,10 @@ class Spool:
         if header.sequence > expected:
             # Only damage to the journal can do that; those behind it would be refused for ever.
             why = "damaged in the spool's journal"
-            self._lost += self._queue.lose(*source, header.sequence, why)
+            self._lost += self._queue.lose(*source, header.sequence, why, boot=header.boot)
             log.error("%s: fragments %d.. are lost", journal.path, expected)
         if header.sequence >= expected:
-            self._queue.append(*source, header.sequence, data)
+            self._queue.append(*source, header.sequence, data, boot=header.boot)
         journal.advance(data)
         with self._news:
             self._count += 1
@@ -283,9 +300,36 @@ class Spool:
         self._queue.set_aside(refused.producer, refused.epoch, refused.sequence, refused.reason)
 
     def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
-        """Return why a fragment will never be read; None: it was not set aside."""
+        """Return why a fragment will never be read, and whose it was; None: it may be."""
         reason = self._queue.reason(producer, epoch, sequence)
-        return None if reason is None else Refused(producer, epoch, sequence, reason)
+        if reason is None:
+            return None
+        return Refused(producer, epoch, sequence, reason, self.boot(producer, epoch))
+
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return the boot of the process that recorded (producer, epoch); empty: nobody knows.
+
+        The queue's books say it, whatever became of the fragments. Those of an earlier version do
+        not; there it is what the first fragment says that can be read.
+        """
+        known = self._queue.boot(producer, epoch)
+        if known:
+            return known
+        # One that cannot be read is set aside by reading it, so this ends.
+        while self._queue.first(producer, epoch) is not None:
+            if found := self.read(producer, epoch, 0, 1):
+                return found[0].header.boot
+        return ""
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the head takes none of (producer, epoch); empty: it does.
+
+        A disk that refuses must not end the session of all others: it is only not known then.
+        """
+        try:
+            self._queue.note_stuck(producer, epoch, why)
+        except StoreError as error:
+            log.error("that %s/%d is stuck could not be noted: %s", producer, epoch, error)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for something new to send; False on timeout."""

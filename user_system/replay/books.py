@@ -62,9 +62,12 @@ class Books:
         return self.of(source).expected
 
     def strange(self, source: bytes, boot: str) -> bool:
-        """Return whether what is stored of a source was recorded by another process."""
-        known, asked = self.of(source).life, life(boot)
-        return bool(known and asked and known != asked)
+        """Return whether what is stored of a source was recorded by another process.
+
+        Whoever does not say who it is may be any: it is not taken for the one that is known.
+        """
+        known = self.of(source).life
+        return bool(known) and known != life(boot)
 
     def move(self, source: bytes, expected: int, boot: str = "") -> None:
         """Say that everything of a source below ``expected`` is dealt with."""

@@ -5,50 +5,25 @@ Each item is bytes under (producer, epoch, sequence). ``append`` returns when th
 
 Tables::
 
-    items    producer \0 epoch sequence -> xxh3-64, bytes
-    sources  producer \0 epoch          -> next sequence to append
+    items    producer \0 epoch sequence -> what waits (see ``items``)
+    sources  producer \0 epoch          -> next sequence, whose it is, why stuck (see ``origin``)
     epochs   producer                   -> the newest epoch begun
-    aside    producer \0 epoch sequence -> length of reason, reason, bytes
+    aside    producer \0 epoch sequence -> why, and what (see ``items``)
 """
 
-import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
-from user_system.core.errors import DamageError, StoreError
+from user_system.core.errors import StoreError
+from user_system.replay import items
 from user_system.replay.env import Env, Txn
+from user_system.replay.items import Aside, Item, Source
+from user_system.replay.origin import Origin
+from user_system.replay.tables import U64
 
 KIND = "spool"
 TABLES = ("items", "sources", "epochs", "aside")
-_U64 = struct.Struct(">Q")
-_CHECKSUM = struct.Struct("<Q")
-_LENGTH = struct.Struct("<I")
-
-Source = tuple[str, int]
-"""(producer, epoch)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One queued message."""
-
-    sequence: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Aside:
-    """One message that the other side will never take, and why."""
-
-    producer: str
-    epoch: int
-    sequence: int
-    reason: str
-    data: bytes
 
 
 class Queue:
@@ -61,6 +36,7 @@ class Queue:
         first_epoch: of producers that it does not know. Where it may replace a queue that was lost
             it must lie above all epochs of that one, or the other side takes new items for old
             ones: seconds since 1970 do.
+        readonly: only look, beside whoever writes it; what is counted is as of opening.
 
     Example::
 
@@ -69,8 +45,15 @@ class Queue:
         queue.append("arm-1", epoch, 0, data)
     """
 
-    def __init__(self, path: Path | str, *, max_bytes: int = 4 << 30, first_epoch: int = 1):
-        self._env = Env(path, KIND, TABLES)
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        max_bytes: int = 4 << 30,
+        first_epoch: int = 1,
+        readonly: bool = False,
+    ):
+        self._env = Env(path, KIND, TABLES, readonly=readonly)
         self._first_epoch = first_epoch
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -103,8 +86,8 @@ class Queue:
         def work(txn: Txn) -> int:
             table = self._env.table("epochs")
             stored = txn.get(key, db=table)
-            epoch = self._first_epoch if stored is None else int(_U64.unpack(stored)[0]) + 1
-            txn.put(key, _U64.pack(epoch), db=table)
+            epoch = self._first_epoch if stored is None else int(U64.unpack(stored)[0]) + 1
+            txn.put(key, U64.pack(epoch), db=table)
             return epoch
 
         return self._env.write(work)
@@ -112,10 +95,46 @@ class Queue:
     def next_sequence(self, producer: str, epoch: int) -> int:
         """Return the sequence that ``append`` takes next."""
         with self._env.read() as txn:
-            return self._next(txn, (producer, epoch))
+            return self._origin(txn, (producer, epoch)).following
 
-    def append(self, producer: str, epoch: int, sequence: int, data: bytes) -> None:
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return the boot of whoever recorded (producer, epoch); empty: nobody said it."""
+        with self._env.read() as txn:
+            return self._origin(txn, (producer, epoch)).boot
+
+    def stuck(self, producer: str, epoch: int) -> str:
+        """Return why the other side takes none of (producer, epoch); empty: it never said so."""
+        with self._env.read() as txn:
+            return self._origin(txn, (producer, epoch)).stuck
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Note why the other side takes none of (producer, epoch); empty: it does again."""
+        source = (producer, epoch)
+
+        def work(txn: Txn) -> None:
+            value = self._origin(txn, source)._replace(stuck=why).pack()
+            txn.put(items.prefix(source), value, db=self._env.table("sources"))
+
+        if self.stuck(producer, epoch) != why:
+            self._env.write(work)
+
+    def held(self, producer: str, epoch: int) -> tuple[int, int]:
+        """Return how many items of (producer, epoch) wait, and their bytes."""
+        with self._lock:
+            source = (producer, epoch)
+            return self._counts.get(source, 0), self._bytes.get(source, 0)
+
+    def append(
+        self, producer: str, epoch: int, sequence: int, data: bytes, *, boot: str = ""
+    ) -> None:
         """Put one item at the end of (producer, epoch); on disk when this returns.
+
+        Args:
+            producer: whose it is.
+            epoch: of its life.
+            sequence: its number, the next one.
+            data: what is kept.
+            boot: of the process that recorded it; the first one that is said stays.
 
         Raises:
             StoreError: the quota or the disk is full, or ``sequence`` is not the next one; nothing
@@ -124,18 +143,18 @@ class Queue:
         source = (producer, epoch)
         with self._lock:
             self._check_room(len(data))
-            key, stamp = _key(source, sequence), _CHECKSUM.pack(xxhash.xxh3_64_intdigest(data))
+            key, value = items.key(source, sequence), items.pack(data)
 
             def work(txn: Txn) -> None:
-                expected = self._next(txn, source)
+                expected = self._origin(txn, source).following
                 if sequence != expected:
                     raise StoreError(
                         f"item of {producer} epoch {epoch} is out of order",
                         got=sequence,
                         allowed=expected,
                     )
-                txn.put(key, stamp + data, db=self._env.table("items"))
-                txn.put(_prefix(source), _U64.pack(sequence + 1), db=self._env.table("sources"))
+                txn.put(key, value, db=self._env.table("items"))
+                self._move(txn, source, sequence + 1, boot)
 
             self._env.write(work)
             self._count(source, 1, len(data))
@@ -158,37 +177,37 @@ class Queue:
             DamageError: the first item's bytes are not those appended; set it aside. A later
                 damaged one ends the answer before it.
         """
-        items: list[Item] = []
+        found: list[Item] = []
         size = 0
-        prefix = _prefix((producer, epoch))
+        prefix = items.prefix((producer, epoch))
         with self._env.read() as txn:
             cursor = txn.cursor(self._env.table("items"))
-            there = cursor.set_range(_key((producer, epoch), start))
-            while there and len(items) < limit and bytes(cursor.key()).startswith(prefix):
-                sequence = _U64.unpack(cursor.key()[-8:])[0]
+            there = cursor.set_range(items.key((producer, epoch), start))
+            while there and len(found) < limit and bytes(cursor.key()).startswith(prefix):
+                sequence = U64.unpack(cursor.key()[-8:])[0]
                 size += len(cursor.value())
-                if items and size > max_bytes:
+                if found and size > max_bytes:
                     break
-                if not sound(cursor.value()):
-                    if items:
+                if not items.sound(cursor.value()):
+                    if found:
                         break
-                    raise _damage(producer, epoch, sequence)
-                items.append(Item(sequence, bytes(cursor.value()[_CHECKSUM.size :])))
+                    raise items.damage((producer, epoch), sequence)
+                found.append(Item(sequence, items.unpack(cursor.value())))
                 there = cursor.next()
-        return items
+        return found
 
     def forget(self, producer: str, epoch: int, below: int) -> int:
         """Drop the items of (producer, epoch) below a sequence; return how many there were."""
         source = (producer, epoch)
-        end = _key(source, below)
+        end = items.key(source, below)
 
         def work(txn: Txn) -> tuple[int, int]:
             table = self._env.table("items")
             doomed: list[tuple[bytes, int]] = []
             cursor = txn.cursor(table)
-            there = cursor.set_range(_prefix(source))
+            there = cursor.set_range(items.prefix(source))
             while there and bytes(cursor.key()) < end:
-                doomed.append((bytes(cursor.key()), len(cursor.value()) - _CHECKSUM.size))
+                doomed.append((bytes(cursor.key()), items.size(cursor.value())))
                 there = cursor.next()
             for key, _ in doomed:
                 txn.delete(key, db=table)
@@ -205,14 +224,14 @@ class Queue:
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:
         """Move one item to the quarantine; return whether it was there."""
         source = (producer, epoch)
-        key, why = _key(source, sequence), reason.encode()
+        key = items.key(source, sequence)
 
         def work(txn: Txn) -> int | None:
             value = txn.get(key, db=self._env.table("items"))
             if value is None:
                 return None
-            data = bytes(value[_CHECKSUM.size :])
-            txn.put(key, _LENGTH.pack(len(why)) + why + data, db=self._env.table("aside"))
+            data = items.unpack(value)
+            txn.put(key, items.pack_aside(reason, data), db=self._env.table("aside"))
             txn.delete(key, db=self._env.table("items"))
             return len(data)
 
@@ -225,20 +244,21 @@ class Queue:
             self._aside_bytes += size
             return True
 
-    def lose(self, producer: str, epoch: int, below: int, reason: str) -> int:
+    def lose(self, producer: str, epoch: int, below: int, reason: str, *, boot: str = "") -> int:
         """Give up the items up to ``below`` that were never appended; return how many.
 
         Their places are kept aside, empty, so that the other side can be told to pass them over.
+        ``boot`` as in ``append``.
         """
         source = (producer, epoch)
-        value = _LENGTH.pack(len(reason.encode())) + reason.encode()
+        value = items.pack_aside(reason, b"")
 
         def work(txn: Txn) -> int:
-            missing = range(self._next(txn, source), below)
+            missing = range(self._origin(txn, source).following, below)
             for sequence in missing:
-                txn.put(_key(source, sequence), value, db=self._env.table("aside"))
+                txn.put(items.key(source, sequence), value, db=self._env.table("aside"))
             if missing:
-                txn.put(_prefix(source), _U64.pack(below), db=self._env.table("sources"))
+                self._move(txn, source, below, boot)
             return len(missing)
 
         with self._lock:
@@ -249,18 +269,18 @@ class Queue:
     def reason(self, producer: str, epoch: int, sequence: int) -> str | None:
         """Return why one item was set aside; None: it was not."""
         with self._env.read() as txn:
-            value = txn.get(_key((producer, epoch), sequence), db=self._env.table("aside"))
-            return None if value is None else _parse_aside(bytes(value))[0]
+            value = txn.get(items.key((producer, epoch), sequence), db=self._env.table("aside"))
+            return None if value is None else items.unpack_aside(value)[0]
 
     def first(self, producer: str, epoch: int) -> int | None:
         """Return the sequence of the oldest item of (producer, epoch); None: there is none."""
-        prefix = _prefix((producer, epoch))
+        prefix = items.prefix((producer, epoch))
         with self._env.read() as txn:
             cursor = txn.cursor(self._env.table("items"))
             if not cursor.set_range(prefix):
                 return None
             key = bytes(cursor.key())
-            return int(_U64.unpack(key[-_U64.size :])[0]) if key.startswith(prefix) else None
+            return int(U64.unpack(key[-U64.size :])[0]) if key.startswith(prefix) else None
 
     def aside(self) -> Sequence[Aside]:
         """Return what was set aside."""
@@ -269,8 +289,8 @@ class Queue:
             cursor = txn.cursor(self._env.table("aside"))
             there = cursor.first()
             while there:
-                producer, epoch, sequence = _parse(bytes(cursor.key()))
-                reason, data = _parse_aside(bytes(cursor.value()))
+                producer, epoch, sequence = items.parse(bytes(cursor.key()))
+                reason, data = items.unpack_aside(cursor.value())
                 found.append(Aside(producer, epoch, sequence, reason, data))
                 there = cursor.next()
         return found
@@ -305,9 +325,15 @@ class Queue:
                 todo="Restore the link to the head, or give the spool a larger quota.",
             )
 
-    def _next(self, txn: Txn, source: Source) -> int:
-        stored = txn.get(_prefix(source), db=self._env.table("sources"))
-        return 0 if stored is None else int(_U64.unpack(stored)[0])
+    def _origin(self, txn: Txn, source: Source) -> Origin:
+        stored = txn.get(items.prefix(source), db=self._env.table("sources"))
+        return Origin() if stored is None else Origin.parse(bytes(stored))
+
+    def _move(self, txn: Txn, source: Source, following: int, boot: str) -> None:
+        """Note which item comes next, and whose it is where nobody had said that."""
+        known = self._origin(txn, source)
+        moved = known._replace(following=following, boot=known.boot or boot)
+        txn.put(items.prefix(source), moved.pack(), db=self._env.table("sources"))
 
     def _count(self, source: Source, items: int, size: int) -> None:
         self._counts[source] = self._counts.get(source, 0) + items
@@ -323,45 +349,13 @@ class Queue:
             cursor = txn.cursor(self._env.table("items"))
             there = cursor.first()
             while there:
-                producer, epoch, _ = _parse(bytes(cursor.key()))
-                self._count((producer, epoch), 1, len(cursor.value()) - _CHECKSUM.size)
+                producer, epoch, _ = items.parse(bytes(cursor.key()))
+                self._count((producer, epoch), 1, items.size(cursor.value()))
                 there = cursor.next()
             cursor = txn.cursor(self._env.table("aside"))
             there = cursor.first()
             while there:
                 value = cursor.value()
                 self._aside += 1
-                self._aside_bytes += len(value) - _LENGTH.size - _LENGTH.unpack_from(value)[0]
+                self._aside_bytes += items.size_aside(value)
                 there = cursor.next()
-
-
-def _prefix(source: Source) -> bytes:
-    return source[0].encode() + b"\0" + _U64.pack(source[1])
-
-
-def _key(source: Source, sequence: int) -> bytes:
-    return _prefix(source) + _U64.pack(sequence)
-
-
-def _parse(key: bytes) -> tuple[str, int, int]:
-    return (key[:-17].decode(), _U64.unpack(key[-16:-8])[0], _U64.unpack(key[-8:])[0])
-
-
-def _parse_aside(value: bytes) -> tuple[str, bytes]:
-    end = _LENGTH.size + _LENGTH.unpack_from(value)[0]
-    return value[_LENGTH.size : end].decode(), value[end:]
-
-
-def sound(value: memoryview) -> bool:
-    """Return whether the checksum of a stored item is right."""
-    if len(value) < _CHECKSUM.size:
-        return False
-    stored = _CHECKSUM.unpack_from(value)[0]
-    return bool(xxhash.xxh3_64_intdigest(value[_CHECKSUM.size :]) == stored)
-
-
-def _damage(producer: str, epoch: int, sequence: int) -> DamageError:
-    return DamageError(
-        f"spooled item {sequence} of {producer} epoch {epoch} is not what was written",
-        todo="Set it aside; the items behind it are sound.",
-    )

@@ -11,7 +11,7 @@ from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
 from user_system.core.types import Array, Fragment, FragmentHeader, Parcel
 from user_system.replay import entries, images, labels, layout, mapped, places, tables
-from user_system.replay.books import Books, Progress
+from user_system.replay.books import Books, Progress, life
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
@@ -145,6 +145,12 @@ class Store:
         """Return whether somebody else records (producer, epoch); see ``core.ports.Ingest``."""
         with self.env.read() as txn:
             return Books(txn, self.env).strange(source_key(producer, epoch), boot)
+
+    def free(self, producer: str, epoch: int, boot: str) -> bool:
+        """Return whether nobody but ``boot`` is known to have stored under (producer, epoch)."""
+        with self.env.read() as txn:
+            known = Books(txn, self.env).of(source_key(producer, epoch))
+        return known == Progress() or known.life == life(boot)
 
     def append(self, fragments: Sequence[Fragment | Parcel]) -> Sequence[Refused]:
         """Store fragments in one synchronous transaction; see ``core.ports.Ingest.append``.

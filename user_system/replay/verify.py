@@ -18,7 +18,7 @@ from user_system.codec import arrays, fragments
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError, UserSystemError
 from user_system.core.types import Fragment
-from user_system.replay import entries, images, layout, places, probe, queue, tables
+from user_system.replay import entries, images, items, layout, places, probe, queue, tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env
 from user_system.replay.progress import Progress
@@ -214,7 +214,7 @@ def _check_schema(key: bytes, value: Any, owners: Owners) -> int:
 
 
 def _check_item(key: bytes, value: Any, owners: Owners) -> int:
-    if not queue.sound(value):
+    if not items.sound(value):
         raise DamageError("spooled item is not what was written")
     return 0
 

@@ -80,6 +80,10 @@ class Outbox:
         with self._news:
             return sorted((s for s, kept in self._kept.items() if kept), key=lambda s: -s[1])
 
+    def boot(self, producer: str, epoch: int) -> str:
+        with self._news:
+            return next((f.header.boot for f in self._kept[producer, epoch].values()), "")
+
     def read(self, producer: str, epoch: int, start: int, limit: int) -> Sequence[Fragment]:
         with self._news:
             kept = self._kept[producer, epoch]
@@ -101,6 +105,9 @@ class Outbox:
 
     def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
         return None
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        assert not why, why
 
     def wait(self, timeout_s: float) -> bool:
         with self._news:

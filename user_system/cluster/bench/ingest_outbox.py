@@ -18,6 +18,7 @@ from user_system.core.ports import Refused
 from user_system.core.types import Array, End, Fragment, FragmentHeader, Purpose, Segment
 
 EPOCH = 1
+BOOT = "bench"
 SHAPE = (96, 104, 3)
 """Of the one image of a fragment: 29,952 bytes, with the columns 30 KiB."""
 EPISODE = 100
@@ -72,7 +73,7 @@ def _step(producer: str) -> Fragment:
         schema="bench",
         robot=producer,
         embodiment="bench",
-        boot="bench",
+        boot=BOOT,
         wall_ns=1,
         wall_bound_ns=1,
     )
@@ -159,6 +160,10 @@ class Outbox:
         waiting = self.flood or self._acked < len(self.sent)
         return [(self.producer, EPOCH)] if waiting else []
 
+    def boot(self, producer: str, epoch: int) -> str:
+        """Return what every fragment says of who recorded it."""
+        return BOOT
+
     def read(self, producer: str, epoch: int, start: int, limit: int) -> Sequence[Fragment]:
         """Return up to ``limit`` fragments from ``start`` on; makes them in a flood."""
         with self._news:
@@ -183,6 +188,9 @@ class Outbox:
     def lost(self, producer: str, epoch: int, sequence: int) -> Refused | None:
         """Nothing is ever lost here."""
         return None
+
+    def note_stuck(self, producer: str, epoch: int, why: str) -> None:
+        """Nothing is told: what is stuck is not acknowledged, and fails the benchmark."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for something put since the last call returned."""

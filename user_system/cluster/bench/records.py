@@ -11,7 +11,9 @@ from user_system.cluster.parse import read_json
 from user_system.codec import fragments
 from user_system.core.types import Fragment
 from user_system.replay import queue, store, tables
+from user_system.replay.books import Progress
 from user_system.replay.env import Env
+from user_system.replay.origin import Origin
 from user_system.replay.txn import Cursor
 
 _U64 = struct.Struct(">Q")
@@ -41,7 +43,10 @@ class Records:
 
     def acked(self) -> dict[Source, int]:
         """Return source -> fragments that the replay buffer has taken and may have acknowledged."""
-        return _counts(self._replay, "next")
+        rows = _rows(self._replay, "next")
+        return {
+            _source(key): Progress.parse(tables.unseal(key, value)).expected for key, value in rows
+        }
 
     def refused(self) -> int:
         """Return how many fragments the replay buffer refused for good."""
@@ -52,7 +57,8 @@ class Records:
         """Return source -> fragments that its host has ever spooled."""
         found: dict[Source, int] = {}
         for env in self._spools:
-            found.update(_counts(env, "sources"))
+            rows = _rows(env, "sources")
+            found.update({_source(key): Origin.parse(value).following for key, value in rows})
         return found
 
     def waiting(self) -> dict[Source, set[int]]:
@@ -92,15 +98,10 @@ def entry(fragment: Fragment) -> Entry:
     )
 
 
-def _counts(env: Env, table: str) -> dict[Source, int]:
-    found: dict[Source, int] = {}
+def _rows(env: Env, table: str) -> list[tuple[bytes, bytes]]:
     with env.read() as txn:
         cursor = txn.cursor(env.table(table))
-        there = cursor.first()
-        while there:
-            found[_source(bytes(cursor.key()))] = _U64.unpack(cursor.value())[0]
-            there = cursor.next()
-    return found
+        return [(key, bytes(cursor.value())) for key in _keys(cursor)]
 
 
 def _keys(cursor: Cursor) -> Iterator[bytes]:
