@@ -6,13 +6,9 @@ noticed by somebody who waits for words.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Protocol, TypeVar
-
-import grpc
+from typing import Generic, Protocol, TypeVar
 
 from user_system.core.errors import LinkError, UserSystemError
 
@@ -67,51 +63,56 @@ def listen(call: Call[M], who: str, limit_s: float = LIMIT_S) -> Iterator[M]:
         LinkError: nothing came for so long; the stream is ended.
         grpc.RpcError: the stream broke.
     """
-    with _Watch(call, limit_s) as watch:
+    reader = _Reader(call)
+    try:
         while True:
-            watch.since = time.monotonic()
             try:
-                message = next(call)
+                message = reader.next(limit_s)
             except StopIteration:
                 return
-            except grpc.RpcError as error:
-                if watch.ended:
-                    raise LinkError(f"{who} fell silent", got=f"nothing for {limit_s:g} s") from (
-                        error
-                    )
-                raise
-            watch.since = None
+            except Empty:
+                call.cancel()
+                raise LinkError(f"{who} fell silent", got=f"nothing for {limit_s:g} s") from None
             yield message
+    finally:
+        reader.let_go()
 
 
-class _Watch:
-    """Cancels a call when ``since`` lies too far back."""
+class _Reader(Generic[M]):
+    """Waits for the next message in a thread of its own, which can be left behind.
 
-    def __init__(self, call: Call[object], limit_s: float):
-        self.since: float | None = None
-        """When the wait for the next message began, on the monotonic clock; None: no wait."""
-        self.ended = False
+    gRPC has no wait with a limit, and a receive that was lost together with its connection does
+    not even end when its call is cancelled. So whoever waited for it here would wait for good.
+    """
+
+    def __init__(self, call: Call[M]):
         self._call = call
-        self._limit_s = limit_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="silence", daemon=True)
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._came: SimpleQueue[M | Exception] = SimpleQueue()
+        threading.Thread(target=self._run, name="listener", daemon=True).start()
 
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
+    def next(self, limit_s: float) -> M:
+        """Return the next message.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
+        Raises:
+            Empty: there was none in time.
+            StopIteration: the stream is over.
+            grpc.RpcError: it broke.
+        """
+        self._wanted.put(True)
+        came = self._came.get(timeout=limit_s)
+        if isinstance(came, Exception):
+            raise came
+        return came
+
+    def let_go(self) -> None:
+        """Have the thread end, at once or when its call does."""
+        self._wanted.put(False)
 
     def _run(self) -> None:
-        while not self._over.wait(self._limit_s / 10):
-            since = self.since
-            if since is not None and time.monotonic() - since >= self._limit_s:
-                self.ended = True
-                self._call.cancel()
+        while self._wanted.get():
+            try:
+                self._came.put(next(self._call))
+            except Exception as error:  # top of a thread: whoever waits for it is told
+                self._came.put(error)
                 return

@@ -57,6 +57,32 @@ def test_one_that_says_nothing_is_ended_and_named() -> None:
         next(words)
 
 
+def test_one_whose_receive_outlives_its_call_keeps_nobody_waiting() -> None:
+    """gRPC loses a receive now and then, together with its connection."""
+    call = FakeCall()
+    cancelled: list[bool] = []
+    call.cancel = lambda: cancelled.append(True)  # type: ignore[method-assign]
+    began = time.monotonic()
+    with pytest.raises(LinkError, match="fell silent"):
+        next(listen(call, "the replay", 0.1))
+    assert cancelled
+    assert time.monotonic() - began < GENEROUS_S / 2
+    call.words.put("late")  # and its thread ends
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    call = FakeCall()
+    words = listen(call, "the hub", GENEROUS_S)
+    for word in ("one", "two", StopIteration()):
+        call.words.put(word)
+    assert next(words) == "one"
+    time.sleep(0.05)
+    assert call.words.qsize() == 2
+    words.close()  # type: ignore[attr-defined]
+    time.sleep(0.05)
+    assert call.words.qsize() == 2
+
+
 def test_one_that_breaks_is_not_called_silent() -> None:
     call = FakeCall()
     call.words.put(Cancelled())
