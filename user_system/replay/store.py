@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from user_system.codec import fragments as codec
 from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
@@ -353,10 +354,11 @@ class Store:
         self._retention.make_room(txn)
         books = Books(txn, self.env)
         for item in ready:
-            header, source = item.fragment.header, item.source
+            source = item.source
             if not source:
                 outcome.refused.append(_refused(item.fragment, item.refusal))
                 continue
+            header = item.fragment.header
             if item.arrived and books.strange(source, header.boot):
                 outcome.refused.append(_refused(item.fragment, _stranger(header)))
                 continue
@@ -439,5 +441,11 @@ def _stranger(header: FragmentHeader) -> str:
 
 
 def _refused(fragment: Fragment, reason: str) -> Refused:
-    header = fragment.header
-    return Refused(header.producer, header.epoch, header.sequence, reason, header.boot)
+    """Return the answer to a fragment of which nothing may be as it is declared."""
+    reason = reason[:_MAX_REASON]
+    try:
+        header = codec.header_of(fragment)
+    except SpecError:
+        return Refused("", 0, 0, reason)
+    boot = header.boot if isinstance(header.boot, str) else ""
+    return Refused(header.producer, header.epoch, header.sequence, reason, boot)
