@@ -177,6 +177,16 @@ BAD = {
         stream(np.array([(1 << 63) - 1, -(1 << 63)]), np.zeros((2, 1), np.float32)),
         "run backwards",
     ),
+    "an extra that fills readers": (
+        lambda f: dataclasses.replace(f, extras={"map": np.zeros((len(f), 1_000_000), np.float32)}),
+        "most of them 'map'; allowed: <= 1048576 bytes a step. Record",
+    ),
+    "extras that fill them together": (
+        lambda f: dataclasses.replace(
+            f, extras={f"x{i}": np.zeros((len(f), 10_000), np.float64) for i in range(20)}
+        ),
+        "extras are too large",
+    ),
     # how many
     "more fields than cameras have numbers": (
         lambda f: dataclasses.replace(f, observation={f"f{i}": f.robot_ns for i in range(1025)}),

@@ -45,6 +45,9 @@ COLUMNS: Mapping[str, str] = {
 MAX_EXTRAS = 128
 """Of one fragment: readers keep a column of all steps for each."""
 
+MAX_STEP_BYTES = 1 << 20
+"""Of the extras of one step: readers hold them in memory, a batch has them for each of its rows."""
+
 MAX_STREAMS = 64
 """Of one fragment: readers look for the newest sample of each at each observation."""
 
@@ -71,7 +74,7 @@ _FIELDS = tuple(field.name for field in fields(FragmentHeader))
 
 
 _DTYPES = {name: np.dtype(dtype) for name, dtype in COLUMNS.items()}
-_PURPOSES = frozenset(map(int, Purpose))
+_INTS, _PURPOSES = (int, Purpose), frozenset(map(int, Purpose))
 _ARRAYS = (np.ndarray, np.memmap)
 """Others, such as masked ones, answer what is asked of them differently."""
 _LABELS: tuple[tuple[str, type[IntEnum], frozenset[int]], ...] = (
@@ -218,17 +221,13 @@ def _header(value: object) -> FragmentHeader:
     return FragmentHeader(**fields)
 
 
-def _refuse(fragment: Fragment, what: str, got: object, allowed: object) -> None:
+def _refuse(fragment: Fragment, what: str, got: object, allowed: object, todo: str = "") -> None:
     at = f"fragment {fragment.header.sequence} of {fragment.header.producer!r}"
-    raise SpecError(f"{at}: {what}", got=got, allowed=allowed)
+    raise SpecError(f"{at}: {what}", got=got, allowed=allowed, todo=todo)
 
 
 def _is_names(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
-
-
-def _is_purpose(value: object) -> bool:
-    return type(value) in (int, Purpose) and value in _PURPOSES
 
 
 _HEADER_TYPES: tuple[tuple[Sequence[str], Callable[[object], bool], str], ...] = (
@@ -237,7 +236,7 @@ _HEADER_TYPES: tuple[tuple[Sequence[str], Callable[[object], bool], str], ...] =
     (("names",), _is_names, "a tuple of str"),
     (("success",), lambda value: value is None or type(value) is bool, "bool or None"),
     (("void_from",), lambda value: value is None or type(value) is int, "int or None"),
-    (("purpose",), _is_purpose, "a Purpose"),
+    (("purpose",), lambda value: type(value) in _INTS and value in _PURPOSES, "a Purpose"),
 )
 
 
@@ -280,14 +279,10 @@ def _refuse_array(fragment: Fragment, what: str, values: object) -> None:
 
 
 def _check_name(fragment: Fragment, kind: str, name: object) -> None:
-    if isinstance(name, str) and len(name) <= MAX_NAME and (name.isascii() or _is_short(name)):
+    if isinstance(name, str) and is_text(name) and len(name.encode()) <= MAX_NAME:
         return
     got = ascii(name[:80]) if isinstance(name, str) else type(name).__name__
     _refuse(fragment, f"{kind}: a name is none", got, f"Unicode of <= {MAX_NAME} bytes")
-
-
-def _is_short(name: str) -> bool:
-    return is_text(name) and len(name.encode()) <= MAX_NAME
 
 
 def _check_header(fragment: Fragment) -> None:
@@ -338,6 +333,7 @@ def _check_rows(fragment: Fragment) -> None:
     for name, array in fragment.extras.items():
         if array.shape[:1] != (steps,):
             _refuse(fragment, f"extra {name!r}", array.shape, f"[{steps}, ...]")
+    _check_size(fragment, steps)
     rows = steps + 1 if fragment.final else steps
     why = "one more than steps: the episode ends here" if fragment.final else "as many as steps"
     if fragment.robot_ns.shape != (rows,):
@@ -345,6 +341,15 @@ def _check_rows(fragment: Fragment) -> None:
     for name, array in fragment.observation.items():
         if array.shape[:1] != (rows,):
             _refuse(fragment, f"observation {name!r}", array.shape, f"[{rows}, ...], {why}")
+
+
+def _check_size(fragment: Fragment, steps: int) -> None:
+    sizes = {name: array.nbytes // steps for name, array in fragment.extras.items()}
+    if (size := sum(sizes.values())) > MAX_STEP_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        got = f"{size} bytes a step, most of them {largest!r}"
+        todo = "Record what is so large as images, or not at every step as a stream."
+        _refuse(fragment, "extras are too large", got, f"<= {MAX_STEP_BYTES} bytes a step", todo)
 
 
 def _check_labels(fragment: Fragment) -> None:
