@@ -231,12 +231,12 @@ def test_blocks_of_many_kinds_are_short_and_readers_keep_the_first(
     monkeypatch.setattr(keeper, "BLOCK_STEPS", 20)
     monkeypatch.setattr(keeper.Keeper, "_run", lambda self: None)
     monkeypatch.setattr(filling, "BLOCK_KINDS", 10)
-    monkeypatch.setattr(columns, "MAX_EXTRAS", 6)
-    monkeypatch.setattr(streams, "MAX_STREAMS", 4)
     robot = recorder()
     with Store(tmp_path / "replay").open(create=True) as store:
-        store.append([varied(robot, n) for n in range(30)])
+        assert store.append([varied(robot, n) for n in range(30)]) == []
         store.tend()
+        monkeypatch.setattr(columns, "MAX_EXTRAS", 6)  # as in a store that was written without
+        monkeypatch.setattr(streams, "MAX_STREAMS", 4)
         ends, made = blocks(store.env)
         assert ends[:2] == [4, 8], "two kinds that all have, and two of each fragment"
         assert {len(block.extras) + len(block.streams) for block in made} == {10}

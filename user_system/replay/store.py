@@ -16,6 +16,7 @@ from user_system.replay.books import Books, Progress
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
+from user_system.replay.kinds import Kind, Kinds
 from user_system.replay.ledger import Ledger
 from user_system.replay.order import Order
 from user_system.replay.pinning import LIMIT_S, Pinning
@@ -42,6 +43,8 @@ class _Outcome:
     new_schemas: bool = False
     moments: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     """See ``order``."""
+    kinds: dict[str, frozenset[Kind]] = field(default_factory=dict)
+    """See ``kinds``."""
 
     def counts(self) -> dict[str, int]:
         """Return how many of each."""
@@ -89,6 +92,7 @@ class Store:
         self.env = Env(path, KIND, TABLES)
         self._ledger = Ledger(self.env)
         self._order = Order(self.env, self._ledger)
+        self._kinds = Kinds(self.env)
         pinning = Pinning(self.env, reader_limit_s)
         limits = Limits(quota_bytes, reserve_bytes)
         self._retention = Retention(self.env, self._ledger, pinning, limits)
@@ -115,6 +119,7 @@ class Store:
             with self.env.read() as txn:
                 tables.check_books(txn, self.env)
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+            self._kinds.open()
         except BaseException:
             self.env.close()
             raise
@@ -200,8 +205,7 @@ class Store:
                     raise SpecError(reason, todo="Take it into a store of its own.")
                 late += filter(None, [self._order.refusal(txn, item.fragment, outcome.moments)])
                 self._put(txn, books, item, outcome)
-                self._order.note(item.fragment, outcome.moments)
-            books.write()
+            self._write_books(txn, books, outcome)
             return outcome, late
 
         outcome, late = self.env.write(work)
@@ -342,6 +346,7 @@ class Store:
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
             layout.write_schemas(self.env.path, self._schemas.values())
         self._order.took(outcome.moments)
+        self._kinds.took(outcome.kinds)
         self._keeper.appended(outcome.stored)
         with self._lock:
             self._totals.update(outcome.counts())
@@ -373,9 +378,13 @@ class Store:
                 outcome.refused.append(refused)
             else:
                 self._put(txn, books, item, outcome)
-                self._order.note(item.fragment, outcome.moments)
-        books.write()
+        self._write_books(txn, books, outcome)
         return outcome
+
+    def _write_books(self, txn: Txn, books: Books, outcome: _Outcome) -> None:
+        """Write down what was counted, with what it counts."""
+        self._kinds.write(txn, outcome.kinds)
+        books.write()
 
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
         """Answer a sequence that was dealt with before as it was answered then."""
@@ -394,8 +403,11 @@ class Store:
 
     def _unfit(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return why a fragment does not go with what is here."""
-        late = self._order.refusal(txn, item.fragment, outcome.moments)
-        return late or self._unlike(txn, item, outcome)
+        return (
+            self._order.refusal(txn, item.fragment, outcome.moments)
+            or self._kinds.refusal(txn, item.fragment, outcome.kinds)
+            or self._unlike(txn, item, outcome)
+        )
 
     def _unlike(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
@@ -431,6 +443,8 @@ class Store:
         self._ledger.add(txn, offset, item.fragment, item.size)
         header = item.fragment.header
         books.move(item.source, header.sequence + 1, header.boot)
+        self._order.note(item.fragment, outcome.moments)
+        self._kinds.note(txn, item.fragment, outcome.kinds)
         outcome.stored.append(Stored(offset, item.fragment, len(item.record)))
         outcome.steps += len(item.fragment)
 
