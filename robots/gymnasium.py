@@ -57,8 +57,10 @@ class GymnasiumRobot:
     """A Gymnasium environment behind ``Robot`` and ``Resettable``.
 
     Actions must be a ``Box``; every dimension is absolute and passes the command gate, whose limits
-    are so wide that a target is reached within one tick. An episode that has ended stands still
-    until ``reset_scene``.
+    are so wide that a target is reached within one tick. An episode begins when somebody sees it:
+    the first reading after ``reset_scene`` shows what the environment began with, however late it
+    is, and the first step comes a whole period after that. One that has ended stands still until
+    ``reset_scene``.
 
     Args:
         config: which environment.
@@ -76,9 +78,11 @@ class GymnasiumRobot:
         self._spec = _spec_of(self._env, config)
         self._period_ns = round(SECOND / config.control_hz)
         self._rate = config.rate
-        self._start_wall = 0
-        self._start_robot = self._steps = 0
-        self._connected = self._over = False
+        self._start_wall = self._start_robot = 0
+        self._steps = 0
+        self._due_ns = 0
+        """When the next step of the environment is due, robot ns."""
+        self._connected = self._over = self._unseen = False
         self._target = np.zeros(len(self._spec.limits))
         self._fields: Observation = {}
 
@@ -90,7 +94,7 @@ class GymnasiumRobot:
     def connect(self) -> None:
         """Reset the environment and start its clock."""
         self._connected = True
-        self._steps, self._start_robot = 0, 0
+        self._steps, self._start_robot, self._due_ns = 0, 0, 0
         self._start_wall = time.monotonic_ns()
         self._target = np.array(self._spec.home)
         self.reset_scene(0, {})
@@ -103,13 +107,16 @@ class GymnasiumRobot:
         """
         self._require()
         wall = time.monotonic_ns()
-        now = self._start_robot + int((wall - self._start_wall) * self._rate)
-        if now - self._steps * self._period_ns >= self._period_ns:
+        now = self._clock(wall)
+        late = now - self._due_ns >= self._period_ns
+        if (late or self._unseen) and now > self._due_ns:
             # One step per read at most: a host that comes late slows the clock down.
-            self._steps += 1
-            if now - self._steps * self._period_ns >= self._period_ns:
-                self._start_wall, self._start_robot = wall, self._steps * self._period_ns
-                now = self._start_robot
+            now = self._due_ns
+            self._start_wall, self._start_robot = wall, now
+        if self._unseen:
+            self._unseen, self._due_ns = False, now + self._period_ns
+        elif now >= self._due_ns:
+            self._due_ns += self._period_ns
             self._step()
         return Reading(
             fields=self._fields,
@@ -137,14 +144,14 @@ class GymnasiumRobot:
         """Begin an episode of the environment from ``seed``."""
         self._require()
         observation, _ = self._env.reset(seed=seed % 2**31, options=dict(options) or None)
-        self._over = False
+        self._over, self._unseen = False, True
         self._show(observation, 0.0, terminated=False, truncated=False)
 
     def pace(self, rate: float) -> None:
         """Let the environment's clock run at ``rate`` robot seconds per wall second."""
-        reading = self.read()
-        self._start_wall, self._start_robot = reading.wall_ns, reading.robot_ns
-        self._rate = rate
+        self._require()
+        wall = time.monotonic_ns()
+        self._start_wall, self._start_robot, self._rate = wall, self._clock(wall), rate
 
     def close(self) -> None:
         """Close the environment; may be repeated. ``connect`` opens it again."""
@@ -153,10 +160,15 @@ class GymnasiumRobot:
             self._env.close()
 
     def stats(self) -> Mapping[str, float]:
-        """Return how many steps the environment made."""
+        """Return how many control periods went by."""
         return {"steps": float(self._steps)}
 
+    def _clock(self, wall: int) -> int:
+        """Return what the robot clock, ns, shows at a time of the wall's, ns."""
+        return self._start_robot + int((wall - self._start_wall) * self._rate)
+
     def _step(self) -> None:
+        self._steps += 1
         if self._over:
             return
         space = self._env.action_space

@@ -239,6 +239,7 @@ def _warn(found: Mapping[str, float]) -> None:
         "damaged_records": "damaged records were left out; run `user-system replay verify`",
         "damaged_images": "fragments with damaged images were left out",
         "gaps": "times a fragment is missing: what follows is an episode of its own",
+        "sparse_extras": "times a large extra was left out, since few steps of its episode have it",
         "breaks": "times a fragment does not continue the one before it: an episode of its own",
     }
     for name, text in said.items():

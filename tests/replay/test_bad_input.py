@@ -144,9 +144,54 @@ BAD = {
     "a task that is no text": (header(task="t\udfff"), "text"),
     "a name of an operator that is no text": (header(names=("", "\ud800")), "text"),
     "a schema id too long": (header(schema="s" * 300), "schema id is too long"),
-    "a success that is a number": (header(success=1), "values of the wrong type"),
-    "a start that is a yes": (header(start=True), "values of the wrong type"),
+    "a success that is a number": (header(success=1), "success in the header"),
+    "a start that is a yes": (header(start=True), "start in the header"),
+    "a task that is bytes": (header(task=b"pick"), "task in the header"),
+    "a boot that is a number": (header(boot=7), "boot in the header"),
+    "a boot that is no text": (header(boot="\ud800"), "no text"),
+    "a start of NumPy's": (header(start=np.int64(4)), "start in the header"),
+    "a purpose there is none of": (header(purpose=99), "purpose in the header"),
+    "names that are numbers": (header(names=("", 3)), "names in the header"),
+    # what is no array
+    "actions in a list": (column(executed=lambda a: a.tolist()), "column executed is no array"),
+    "an image under a mask": (
+        seen(cam=lambda a: np.ma.masked_array(a, mask=True)),
+        "observation 'cam' is no array",
+    ),
+    "an extra of nothing": (extra(None), "extra 'logp' is no array"),
+    "a sensor that is an array": (
+        lambda f: dataclasses.replace(f, streams={"touch": np.zeros(3)}),
+        "stream 'touch' is none",
+    ),
+    "stamps in a list": (stream([1, 2], np.zeros(2)), "stream 'touch' is no array"),
+    "extras that are a list": (lambda f: dataclasses.replace(f, extras=[]), "extras: no mapping"),
+    "a field without a name": (
+        lambda f: dataclasses.replace(f, observation={**f.observation, 3: f.observation["o"]}),
+        "observation: a name is none",
+    ),
+    "an extra of an endless name": (
+        lambda f: dataclasses.replace(f, extras={"é" * 128: np.zeros(4)}),
+        "extras: a name is none",
+    ),
+    "a sensor's time that goes all the way back": (
+        stream(np.array([(1 << 63) - 1, -(1 << 63)]), np.zeros((2, 1), np.float32)),
+        "run backwards",
+    ),
+    "an extra that fills readers": (
+        lambda f: dataclasses.replace(f, extras={"map": np.zeros((len(f), 1_000_000), np.float32)}),
+        "most of them 'map'; allowed: <= 1048576 bytes a step. Record",
+    ),
+    "extras that fill them together": (
+        lambda f: dataclasses.replace(
+            f, extras={f"x{i}": np.zeros((len(f), 10_000), np.float64) for i in range(20)}
+        ),
+        "extras are too large",
+    ),
     # how many
+    "more fields than cameras have numbers": (
+        lambda f: dataclasses.replace(f, observation={f"f{i}": f.robot_ns for i in range(1025)}),
+        "too many observation; got 1025; allowed: <= 1024",
+    ),
     "more extras than columns": (
         lambda f: dataclasses.replace(
             f, extras={f"x{i}": np.zeros(len(f), np.float32) for i in range(129)}
@@ -211,7 +256,25 @@ def test_a_bad_fragment_may_be_the_first_of_all(store, data, recorder):
     assert store.stats()["fragments"] == 1
 
 
-@pytest.mark.parametrize("sequence", [-1, -(1 << 70), 1 << 64, 1 << 70])
+@pytest.mark.parametrize("odd", [None, 3, b"fragment"])
+def test_what_is_no_fragment_is_refused_as_nobodys(store, data, recorder, odd):
+    robot = recorder()
+    first, second = robot.run_episode(8)
+    without = dataclasses.replace(first, header=odd)
+    refused = store.append([first, odd, without, second])
+    assert [(r.producer, r.epoch, r.sequence) for r in refused] == [("", 0, 0)] * 2
+    assert all("not a fragment" in r.reason for r in refused)
+    assert data.count() == 8
+
+
+def test_a_sensor_may_have_stamps_as_far_apart_as_there_are(store, data, recorder):
+    """Their difference has one bit more than they have."""
+    far = stream(np.array([-(1 << 63), (1 << 63) - 1]), np.zeros((2, 1), np.float32))
+    assert store.append([far(recorder("leg").run_episode(4)[0])]) == []
+    assert data.count() == 4
+
+
+@pytest.mark.parametrize("sequence", [-1, -(1 << 70), 1 << 64, 1 << 70, "0", 0.0, None, True])
 def test_a_sequence_that_is_none_is_no_repeat_and_no_gap_for_ever(store, recorder, sequence):
     robot = recorder()
     robot.step(2)
@@ -224,7 +287,16 @@ def test_a_sequence_that_is_none_is_no_repeat_and_no_gap_for_ever(store, recorde
 
 
 @pytest.mark.parametrize(
-    ("producer", "epoch"), [("arm\ud800", 1), ("arm", -1), ("arm", 1 << 70), ("a\0b", 1)]
+    ("producer", "epoch"),
+    [
+        ("arm\ud800", 1),
+        ("arm", -1),
+        ("arm", 1 << 70),
+        ("a\0b", 1),
+        (7, 1),
+        (b"arm", 1),
+        ("arm", "1"),
+    ],
 )
 def test_a_source_that_fits_no_key_is_refused(store, recorder, producer, epoch):
     robot = recorder()

@@ -58,7 +58,7 @@ def test_a_failed_creation_leaves_no_store_and_does_not_block_the_next(tmp_path,
         raise OSError("no space")
 
     monkeypatch.setattr(env_module.layout, "write_manifest", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StoreError, match=r"cannot open .*env; got no space"):
         Env(tmp_path / "env", "test", ["t"]).open(create=True)
     assert not (tmp_path / "env").exists()
     monkeypatch.undo()

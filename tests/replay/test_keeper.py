@@ -6,12 +6,15 @@ import time
 import numpy as np
 import pytest
 
-from user_system.core.errors import StoreError
+from user_system.codec import fragments
+from user_system.core.errors import SpecError, StoreError
 from user_system.core.types import Stream
-from user_system.replay import columns, filling, keeper, recent, streams, tables
+from user_system.replay import columns, filling, joining, keeper, recent, streams, tables
 from user_system.replay.blocks import Block
+from user_system.replay.episodes import Episodes
 from user_system.replay.index import Index, Mark
 from user_system.replay.store import Store
+from user_system.replay.values import Priorities, Values
 
 
 def blocks(env):
@@ -162,6 +165,52 @@ def test_a_reader_takes_no_more_of_the_log_at_once_than_fills_a_block(
         assert np.array_equal(one[name], other[name])
 
 
+# --- an extra that is large, and recorded once ---
+
+
+def test_readers_take_what_is_stored_and_not_what_it_would_be_for_all(
+    tmp_path, recorder, monkeypatch
+):
+    """A store of before may hold a step of 40 MB: for all steps that would be 80 GB."""
+    monkeypatch.setattr(fragments, "MAX_STEP_BYTES", 1 << 30)
+    robot = recorder()
+    with Store(tmp_path / "replay").open(create=True) as store:
+        for n in range(20):
+            robot.step(100)
+            fragment = robot.flush()
+            if n == 7:
+                large = np.full((100, 100_000), 3, np.float32)
+                fragment = dataclasses.replace(fragment, extras={"map": large})
+            assert store.append([fragment]) == []
+        store.tend()
+        index = Index(store.env)
+        index.refresh()
+        (rows,) = index.rows.values()
+        assert index.stats()["index_bytes"] < 2 * large.nbytes
+        assert rows.extra("map", np.array([[750, 799]])).min() == 3
+        assert np.isnan(rows.extra("map", np.array([699, 800]))).all()
+        with pytest.raises(SpecError, match="no number to weigh by"):
+            Values(rows, "", Priorities(rows)).of("map", np.arange(len(rows)))
+
+
+def test_an_episode_leaves_out_what_would_fill_the_memory(tmp_path, recorder, monkeypatch, caplog):
+    monkeypatch.setattr(joining, "PADDED_BYTES", 1 << 16)
+    robot = recorder()
+    with Store(tmp_path / "replay").open(create=True) as store:
+        parts = robot.run_episode(40)
+        for n, name, size in ((2, "map", 1000), (3, "note", 100)):
+            extras = {name: np.ones((4, size), np.float32)}
+            parts[n] = dataclasses.replace(parts[n], extras=extras)
+        assert store.append(parts) == []
+        episodes = Episodes(store.env)
+        (episode,) = episodes
+    assert list(episode.extras) == ["note"]
+    assert [sorted(piece.extras) for piece in episode.pieces] == [[]] * 3 + [["note"]] + [[]] * 6
+    assert np.isnan(episode.extras["note"]).sum() == 36 * 100
+    assert episodes.stats()["sparse_extras"] == 1
+    assert "few steps have map, left out" in caplog.text
+
+
 # --- many kinds of extras and streams ---
 
 
@@ -182,12 +231,12 @@ def test_blocks_of_many_kinds_are_short_and_readers_keep_the_first(
     monkeypatch.setattr(keeper, "BLOCK_STEPS", 20)
     monkeypatch.setattr(keeper.Keeper, "_run", lambda self: None)
     monkeypatch.setattr(filling, "BLOCK_KINDS", 10)
-    monkeypatch.setattr(columns, "MAX_EXTRAS", 6)
-    monkeypatch.setattr(streams, "MAX_STREAMS", 4)
     robot = recorder()
     with Store(tmp_path / "replay").open(create=True) as store:
-        store.append([varied(robot, n) for n in range(30)])
+        assert store.append([varied(robot, n) for n in range(30)]) == []
         store.tend()
+        monkeypatch.setattr(columns, "MAX_EXTRAS", 6)  # as in a store that was written without
+        monkeypatch.setattr(streams, "MAX_STREAMS", 4)
         ends, made = blocks(store.env)
         assert ends[:2] == [4, 8], "two kinds that all have, and two of each fragment"
         assert {len(block.extras) + len(block.streams) for block in made} == {10}

@@ -80,8 +80,9 @@ def test_a_disk_that_fails_is_not_taken_for_an_old_kernel(file, monkeypatch):
         raise OSError(errno.EIO, "bad sector")
 
     monkeypatch.setattr(os, "preadv", broken)
-    with pytest.raises(OSError, match="bad sector"):
-        read(file, [1, 2], keep=False)
+    for keep in (True, False):
+        with pytest.raises(DamageError, match="bad sector"):
+            read(file, [1, 2], keep=keep)
 
 
 def test_threads_find_out_at_once_that_a_kernel_cannot_leave_the_page_cache_alone(

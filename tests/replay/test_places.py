@@ -298,3 +298,10 @@ def _without_leads(txn, env):
             at += 20 + 12 * count
         value = places._SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
         txn.put(U64.pack(offset), value, db=env.table("places"))
+
+
+def test_the_head_of_a_full_group_says_where_its_first_image_begins_whatever_the_size():
+    for size in range(1, 70_000):
+        count = images.per_group((1, size, 1))
+        grain = images.grain(np.array([size], np.uint32))
+        assert images.first_image(count, grain) < 1 << 16, size

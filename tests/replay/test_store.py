@@ -10,7 +10,7 @@ from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.interfaces import Draw
 from user_system.core.ports import Ingest, Refused
 from user_system.core.types import End, Parcel, Segment
-from user_system.replay import layout, rewrite, salvage, tables
+from user_system.replay import images, layout, rewrite, salvage, tables
 from user_system.replay.episodes import Episodes
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
@@ -227,6 +227,25 @@ def test_images_and_columns_are_stored_apart_and_each_image_once(tmp_path, recor
         used = store.stats()["pages"] * 4096
         # 100 images stored once; twice would be 2.0. Records and page tails take the rest.
         assert unique < used < 1.15 * unique
+
+
+def test_very_many_tiny_images_fit_their_groups(store, data, recorder):
+    """The longest fragment there may be, of the smallest images: 65535 steps and one more."""
+    robot = recorder(cameras={"cam": (1, 1, 1)})
+    robot.step((1 << 16) - 2, end=End.NONE)
+    robot.step(1, end=End.TERMINATED)
+    fragment = robot.flush()
+    other = recorder("leg", cameras={"cam": (1, 1, 1)}).run_episode(4)
+    assert store.append([fragment, *other]) == []
+    batch = data.consume(Draw(len(fragment)))
+    assert (batch.observation["cam"] == fragment.observation["cam"][:-1]).all()
+    assert (batch.next_observation["cam"] == fragment.observation["cam"][1:]).all()
+
+
+def test_every_group_says_where_its_first_image_begins():
+    """2 bytes say so; one image more per group and they would not."""
+    most = images.per_group((1, 1, 1))
+    assert images.first_image(most) < 1 << 16 <= images.first_image(most + 1)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])

@@ -175,8 +175,7 @@ def test_a_disk_that_cannot_read_the_file_is_damage(written, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "bad sector")
 
-    monkeypatch.setattr(structure.DataFile, "read_into", broken)
-    monkeypatch.setattr(structure.DataFile, "read_once", broken)
+    monkeypatch.setattr(os, "preadv", broken)
     with pytest.raises(DamageError, match="bad sector"):
         reader(path).open()
 

@@ -72,6 +72,7 @@ def test_a_late_host_slows_the_clock_instead_of_skipping_steps(clock):
     config = GymnasiumConfig(env="Pendulum-v1", control_hz=10.0)
     with contextlib.closing(GymnasiumRobot(config)) as robot:
         robot.connect()
+        assert robot.read().robot_ns == 0
         clock.ns += 10 * SECOND
         assert robot.read().robot_ns == SECOND // 10
         assert robot.stats()["steps"] == 1
@@ -79,6 +80,44 @@ def test_a_late_host_slows_the_clock_instead_of_skipping_steps(clock):
         clock.ns += SECOND // 50
         assert robot.read().robot_ns == 2 * SECOND // 10
         assert robot.read().rate == 5.0
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.07, 0.13, 10.0])
+def test_an_episode_begins_when_it_is_first_seen(clock, late_s):
+    """However late the host is, nobody acts in an observation that nobody saw."""
+    config = GymnasiumConfig(env="Pendulum-v1", control_hz=10.0)
+    with contextlib.closing(GymnasiumRobot(config)) as robot:
+        robot.connect()
+        before = robot.read().robot_ns
+        for seed in (1, 2, 1):
+            expected, _ = gymnasium.make("Pendulum-v1").reset(seed=seed)
+            clock.ns += int(0.06 * SECOND)
+            robot.read()
+            robot.reset_scene(seed, {})
+            robot.pace(1.0)
+            clock.ns += int(late_s * SECOND)
+            first = robot.read()
+            np.testing.assert_allclose(first.fields["observation"], expected, rtol=1e-6)
+            clock.ns += SECOND // 10 - 1
+            assert robot.read().fields is first.fields, "the first step takes a whole period"
+            clock.ns += 1
+            second = robot.read()
+            assert second.fields is not first.fields
+            assert second.robot_ns == first.robot_ns + SECOND // 10
+            assert before <= first.robot_ns, "time goes on"
+            before = second.robot_ns
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_contract_holds_on_a_host_that_comes_at_odd_times(clock, monkeypatch, seed):
+    odd = np.random.default_rng(seed)
+
+    def monotonic_ns():
+        clock.ns += int(odd.choice([0, 3]) * SECOND / PENDULUM.control_hz / PENDULUM.rate)
+        return clock.ns
+
+    monkeypatch.setattr(clock, "monotonic_ns", monotonic_ns)
+    TestPendulumContract().test_scene_follows_from_its_seed()
 
 
 def test_gate_lets_any_target_through_within_one_tick():

@@ -4,6 +4,7 @@ Its Content-Security-Policy forbids everything but its own style sheet, named by
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 import secrets
@@ -53,8 +54,10 @@ def write(report: Report, path: Path) -> None:
         work.write_text(text, encoding="utf-8")
         os.replace(work, path)
     except OSError as error:
-        work.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}", got=error.strerror) from error
+        with contextlib.suppress(OSError):  # what is wrong with the path is said already
+            work.unlink(missing_ok=True)
+        todo = "Choose another name with --out."
+        raise StoreError(f"cannot write {path}", got=error.strerror, todo=todo) from error
 
 
 def prepare(path: Path) -> None:
@@ -62,16 +65,20 @@ def prepare(path: Path) -> None:
 
     Raises:
         ConfigError: it is neither.
+        StoreError: the system does not let us look.
         MissingError: matplotlib is not installed.
     """
     svg.settings()
-    if path.is_file():
-        with path.open("rb") as file:
-            if _MARK.encode() in file.read(2000):
-                return
-    elif not path.exists():
-        return
     todo = "Choose another name with --out."
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                if _MARK.encode() in file.read(2000):
+                    return
+        elif not path.exists():
+            return
+    except OSError as error:
+        raise StoreError(f"cannot write {path}", got=error.strerror, todo=todo) from error
     raise ConfigError(f"{path} is there and no report of ours", allowed="a free name", todo=todo)
 
 

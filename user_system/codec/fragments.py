@@ -13,7 +13,7 @@ it all the way.
 ``decode`` only makes sure that the parts are there and have the right types.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from enum import IntEnum
 from itertools import pairwise
@@ -45,8 +45,17 @@ COLUMNS: Mapping[str, str] = {
 MAX_EXTRAS = 128
 """Of one fragment: readers keep a column of all steps for each."""
 
+MAX_STEP_BYTES = 1 << 20
+"""Of the extras of one step: readers hold them in memory, a batch has them for each of its rows."""
+
 MAX_STREAMS = 64
 """Of one fragment: readers look for the newest sample of each at each observation."""
+
+MAX_FIELDS = 1024
+"""Of an observation: each image field has a number of two bytes."""
+
+MAX_NAME = 255
+"""Bytes of the name of a field, an extra or a stream."""
 
 _FORMAT = 1
 _TEXTS = ("producer", "run", "task", "episode", "schema", "robot", "embodiment", "boot")
@@ -65,6 +74,9 @@ _FIELDS = tuple(field.name for field in fields(FragmentHeader))
 
 
 _DTYPES = {name: np.dtype(dtype) for name, dtype in COLUMNS.items()}
+_INTS, _PURPOSES = (int, Purpose), frozenset(map(int, Purpose))
+_ARRAYS = (np.ndarray, np.memmap)
+"""Others, such as masked ones, answer what is asked of them differently."""
 _LABELS: tuple[tuple[str, type[IntEnum], frozenset[int]], ...] = (
     ("segment", Segment, frozenset(map(int, Segment))),
     ("end", End, frozenset(map(int, End))),
@@ -147,13 +159,15 @@ def decode(
 def check(fragment: Fragment) -> None:
     """Make sure that a fragment keeps every rule that readers rely on.
 
-    Rows agree; only the last step may end the episode, and then one more observation is there;
-    what is learned from is finite; stamps increase; numbers name something.
+    Everything is of its type; rows agree; only the last step may end the episode, and then one more
+    observation is there; what is learned from is finite; stamps increase; numbers name something.
 
     Raises:
         SpecError: the first rule that is broken, with the producer, episode and field.
     """
     for broken in (
+        _check_types,
+        _check_parts,
         _check_header,
         _check_counts,
         _check_dtypes,
@@ -163,6 +177,19 @@ def check(fragment: Fragment) -> None:
         _check_streams,
     ):
         broken(fragment)
+
+
+def header_of(fragment: object) -> FragmentHeader:
+    """Return the header of what should be a fragment; its values may be anything.
+
+    Raises:
+        SpecError: it has none.
+    """
+    header = getattr(fragment, "header", None)
+    if not isinstance(fragment, Fragment) or type(header) is not FragmentHeader:
+        got = f"{type(fragment).__name__} with {type(header).__name__}"
+        raise SpecError("not a fragment with a header", got=got, allowed="FragmentHeader")
+    return header
 
 
 def is_text(text: str) -> bool:
@@ -194,9 +221,68 @@ def _header(value: object) -> FragmentHeader:
     return FragmentHeader(**fields)
 
 
-def _refuse(fragment: Fragment, what: str, got: object, allowed: object) -> None:
+def _refuse(fragment: Fragment, what: str, got: object, allowed: object, todo: str = "") -> None:
     at = f"fragment {fragment.header.sequence} of {fragment.header.producer!r}"
-    raise SpecError(f"{at}: {what}", got=got, allowed=allowed)
+    raise SpecError(f"{at}: {what}", got=got, allowed=allowed, todo=todo)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
+
+
+_HEADER_TYPES: tuple[tuple[Sequence[str], Callable[[object], bool], str], ...] = (
+    (_TEXTS, lambda value: isinstance(value, str), "str"),
+    (_NUMBERS, lambda value: type(value) is int, "int"),
+    (("names",), _is_names, "a tuple of str"),
+    (("success",), lambda value: value is None or type(value) is bool, "bool or None"),
+    (("void_from",), lambda value: value is None or type(value) is int, "int or None"),
+    (("purpose",), lambda value: type(value) in _INTS and value in _PURPOSES, "a Purpose"),
+)
+
+
+def _check_types(fragment: Fragment) -> None:
+    header = header_of(fragment)
+    for keys, right, allowed in _HEADER_TYPES:
+        for key in keys:
+            if not right(value := getattr(header, key)):
+                what = f"{key} in the header of a fragment has the wrong type"
+                raise SpecError(what, got=type(value).__name__, allowed=allowed)
+
+
+_PARTS = {"observation": "observation", "extras": "extra", "streams": "stream"}
+
+
+def _check_parts(fragment: Fragment) -> None:
+    """Arrays are arrays, and their names are names."""
+    for name in COLUMNS:
+        if type(values := getattr(fragment, name)) not in _ARRAYS:
+            _refuse_array(fragment, f"column {name}", values)
+    for kind, one in _PARTS.items():
+        parts = getattr(fragment, kind)
+        if not isinstance(parts, Mapping):
+            _refuse(fragment, f"{kind}: no mapping", type(parts).__name__, "name -> array")
+        for name, part in parts.items():
+            _check_name(fragment, kind, name)
+            if kind != "streams":
+                if type(part) not in _ARRAYS:
+                    _refuse_array(fragment, f"{one} {name!r}", part)
+                continue
+            if type(part) is not Stream:
+                _refuse(fragment, f"{one} {name!r} is none", type(part).__name__, "Stream")
+            for values in (part.stamps, part.values):
+                if type(values) not in _ARRAYS:
+                    _refuse_array(fragment, f"{one} {name!r}", values)
+
+
+def _refuse_array(fragment: Fragment, what: str, values: object) -> None:
+    _refuse(fragment, f"{what} is no array", type(values).__name__, "numpy.ndarray")
+
+
+def _check_name(fragment: Fragment, kind: str, name: object) -> None:
+    if isinstance(name, str) and is_text(name) and len(name.encode()) <= MAX_NAME:
+        return
+    got = ascii(name[:80]) if isinstance(name, str) else type(name).__name__
+    _refuse(fragment, f"{kind}: a name is none", got, f"Unicode of <= {MAX_NAME} bytes")
 
 
 def _check_header(fragment: Fragment) -> None:
@@ -216,8 +302,11 @@ def _check_header(fragment: Fragment) -> None:
         _refuse(fragment, "names must begin with the empty string", header.names, "('', ...)")
 
 
+_MOST = {"observation": MAX_FIELDS, "extras": MAX_EXTRAS, "streams": MAX_STREAMS}
+
+
 def _check_counts(fragment: Fragment) -> None:
-    for kind, most in (("extras", MAX_EXTRAS), ("streams", MAX_STREAMS)):
+    for kind, most in _MOST.items():
         if (got := len(getattr(fragment, kind))) > most:
             _refuse(fragment, f"too many {kind}", got, f"<= {most}")
 
@@ -244,6 +333,7 @@ def _check_rows(fragment: Fragment) -> None:
     for name, array in fragment.extras.items():
         if array.shape[:1] != (steps,):
             _refuse(fragment, f"extra {name!r}", array.shape, f"[{steps}, ...]")
+    _check_size(fragment, steps)
     rows = steps + 1 if fragment.final else steps
     why = "one more than steps: the episode ends here" if fragment.final else "as many as steps"
     if fragment.robot_ns.shape != (rows,):
@@ -251,6 +341,15 @@ def _check_rows(fragment: Fragment) -> None:
     for name, array in fragment.observation.items():
         if array.shape[:1] != (rows,):
             _refuse(fragment, f"observation {name!r}", array.shape, f"[{rows}, ...], {why}")
+
+
+def _check_size(fragment: Fragment, steps: int) -> None:
+    sizes = {name: array.nbytes // steps for name, array in fragment.extras.items()}
+    if (size := sum(sizes.values())) > MAX_STEP_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        got = f"{size} bytes a step, most of them {largest!r}"
+        todo = "Record what is so large as images, or not at every step as a stream."
+        _refuse(fragment, "extras are too large", got, f"<= {MAX_STEP_BYTES} bytes a step", todo)
 
 
 def _check_labels(fragment: Fragment) -> None:
@@ -295,6 +394,6 @@ def _check_streams(fragment: Fragment) -> None:
             _refuse(fragment, f"stamps of stream {name!r}", got, f"int64 ({count},)")
         if stream.values.dtype.kind == "f" and not np.isfinite(stream.values).all():
             _refuse(fragment, f"stream {name!r} is not finite", "NaN or infinity", "finite numbers")
-        if (np.diff(stream.stamps) < 0).any():
+        if (stream.stamps[1:] < stream.stamps[:-1]).any():
             _refuse(fragment, f"stamps of stream {name!r} run backwards", "", "never backwards")
         arrays.little_endian(stream.values, f"stream {name}")

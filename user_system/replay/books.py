@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
 def life(boot: str) -> int:
     """Return a number that tells one process that records from another; 0 for no name."""
-    return int(xxhash.xxh3_64_intdigest(boot)) or 1 if boot else 0
+    return int(xxhash.xxh3_64_intdigest(boot.encode(errors="surrogatepass"))) or 1 if boot else 0
 
 
 class Books:

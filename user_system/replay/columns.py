@@ -12,14 +12,20 @@ from user_system.core.types import Array
 log = logging.getLogger(__name__)
 
 MAX_EXTRAS = 512
-"""Of one schema, that differ in name, dtype or shape: each is as long as all steps."""
+"""Of one schema, that differ in name, dtype or shape: each costs a look per block and per draw."""
 
 
 class Column:
-    """A growing array ``[N, *tail]``; the space doubles, so that appending stays cheap."""
+    """A growing array ``[N, *tail]``; the space doubles, so that appending stays cheap.
 
-    def __init__(self, dtype: DTypeLike, tail: tuple[int, ...] = ()):
-        self._space: Array = np.empty((256, *tail), dtype)
+    Args:
+        dtype: of the values.
+        tail: shape of one of them.
+        space: for how many there is space at first: none where one may be huge.
+    """
+
+    def __init__(self, dtype: DTypeLike, tail: tuple[int, ...] = (), space: int = 256):
+        self._space: Array = np.empty((space, *tail), dtype)
         self._size = 0
 
     def reserve(self, n: int) -> None:
@@ -81,16 +87,101 @@ class Column:
         return self._space.dtype
 
 
-class Extra:
-    """A column that only some steps have: what a policy recorded, or a late label."""
+class Late:
+    """What a late label says, float32, of every step: it may come in any order, and be taken back.
 
-    def __init__(self, dtype: Any, tail: tuple[int, ...]):
-        self.values, self.known = Column(dtype, tail), Column(bool)
+    NaN where it says nothing.
+    """
+
+    def __init__(self) -> None:
+        self.values, self.known = Column("float32"), Column(bool)
 
     def pad(self, size: int) -> None:
-        """Make it ``size`` rows long; NaN, where the dtype has it, for those not known."""
-        self.values.pad(size, np.nan if self.values.dtype.kind == "f" else 0)
+        """Make it ``size`` steps long."""
+        self.values.pad(size, np.nan)
         self.known.pad(size, value=False)
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of the values."""
+        return self.values.dtype
+
+    def has(self, rows: Array) -> Array:
+        """Return for each of some steps whether it is known."""
+        return self.known.data[rows]
+
+    def at(self, rows: Array) -> Array:
+        """Return the values of some steps, copied."""
+        return self.values.data[rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken."""
+        return self.values.nbytes + self.known.nbytes
+
+
+class Extra:
+    """What policies recorded under one name: values ``[K, *tail]`` of the steps that have it.
+
+    One may be large and recorded once, so nothing is kept for the steps that lack it: those that
+    have it are runs of steps that follow each other, most often a single one.
+    """
+
+    def __init__(self, dtype: Any, tail: tuple[int, ...]):
+        self.values = Column(dtype, tail, 0)
+        self._first, self._end, self._place = (Column("int64", (), 0) for _ in range(3))
+        """By run: its first step, the step after its last, where in ``values`` it begins."""
+
+    def extend(self, firsts: Array, counts: Array, values: Array) -> None:
+        """Append values of runs that come after all that are here.
+
+        Args:
+            firsts: first step of each ``[R]``, ascending.
+            counts: how many steps each has ``[R]``, none without any.
+            values: of all these steps, one after the other.
+        """
+        ends, places = firsts + counts, len(self.values) + np.cumsum(counts) - counts
+        self.values.extend(values)
+        before = self._end.data[-1:] if len(self._end) else np.array([-1])
+        new = np.flatnonzero(firsts != np.concatenate([before, ends[:-1]]))
+        grown = int(new[0]) if len(new) else len(firsts)
+        if grown:
+            self._end.data[-1] = ends[grown - 1]
+        self._first.extend(firsts[new])
+        self._place.extend(places[new])
+        self._end.extend(ends[np.append(new[1:], len(firsts))[: len(new)] - 1])
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The shape of one value."""
+        return self.values.data.shape[1:]
+
+    def has(self, rows: Array) -> Array:
+        """Return for each of some steps whether it has it."""
+        return self._find(rows) >= 0
+
+    def at(self, rows: Array) -> Array:
+        """Return the values of some steps, copied; NaN, or 0, for those that have none."""
+        found = self._find(rows)
+        values: Array = self.values.data[found]
+        values[found < 0] = np.nan if self.dtype.kind == "f" else 0
+        return values
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken."""
+        return sum(c.nbytes for c in (self.values, self._first, self._end, self._place))
+
+    def _find(self, rows: Array) -> Array:
+        """Return where in ``values`` some steps are; -1: they have none."""
+        run = np.searchsorted(self._first.data, rows, side="right") - 1
+        there = (run >= 0) & (rows < self._end.data[run])
+        return np.where(there, rows - self._first.data[run] + self._place.data[run], -1)
 
 
 class Extras(dict[str, list[Extra]]):
@@ -108,7 +199,7 @@ class Extras(dict[str, list[Extra]]):
         Which ones those are follows from the order of the log alone, so all readers agree.
         """
         for variant in self.get(name, ()):
-            if variant.values.dtype == dtype and variant.values.data.shape[1:] == tail:
+            if variant.dtype == dtype and variant.tail == tail:
                 return variant
         if self._kinds >= MAX_EXTRAS:
             if not self.ignored:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, StoreError
 
 _DONT_CACHE = 0x80
 """``RWF_DONTCACHE`` of Linux 6.14, which Python does not name."""
@@ -36,8 +36,16 @@ class DataFile:
         os.posix_fadvise(self._handle, position, length, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, target: Any, position: int) -> bool:
-        """Fill a buffer; return whether the file had that much."""
-        return self._fill(target, position, 0)
+        """Fill a buffer; return whether the file had that much.
+
+        Raises:
+            DamageError: the disk cannot read it.
+            StoreError: the system does not let us.
+        """
+        try:
+            return self._fill(target, position, 0)
+        except OSError as error:
+            raise self._explain(error, position) from error
 
     def read_once(self, target: Any, position: int) -> bool:
         """Do as ``read_into``; what was not in the page cache will not stay there.
@@ -49,7 +57,7 @@ class DataFile:
             return self._fill(target, position, flags)
         except OSError as error:
             if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+                raise self._explain(error, position) from error
             self._once = 0
         return self.read_into(target, position)
 
@@ -63,6 +71,12 @@ class DataFile:
         if not self.read_into(target, position):
             raise DamageError(f"{self._path} ends too early", got=position, allowed=length)
         return target
+
+    def _explain(self, error: OSError, position: int) -> StoreError:
+        what = f"{self._path} cannot be read at {position}: {error.strerror}"
+        if error.errno == errno.EIO:  # the bytes are lost, as those of a damaged page are
+            return DamageError(what, todo="Look at the kernel's log: its disk fails.")
+        return StoreError(what, todo="Check the rights of the file, and its disk.")
 
     def _fill(self, target: Any, position: int, flags: int) -> bool:
         """Read until a buffer is full; return whether the file had that much."""

@@ -53,10 +53,7 @@ def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]
     fragment = arrived.fragment if isinstance(arrived, Parcel) else arrived
     source = b""
     try:
-        key = source_key(fragment.header.producer, fragment.header.epoch)
-        if not 0 <= fragment.header.sequence < (1 << 64) - 1:
-            raise SpecError("not a sequence", got=fragment.header.sequence, allowed="0..2^64 - 2")
-        source = key
+        source = _source(fragment)
         parcel = arrived if isinstance(arrived, Parcel) else _parcel(arrived)
         _check_size(fragment)
         _check_length(parcel.record)
@@ -66,6 +63,21 @@ def prepare(arrived: Fragment | Parcel, codecs: Mapping[str, image_codecs.Codec]
         return Entry(fragment, source, str(error), arrived=remote)
     low = fragments.low(parcel.fragment)
     return Entry(low, source, "", schema, parcel.record, pixels, remote)
+
+
+def _source(fragment: Fragment) -> bytes:
+    """Return whose a fragment is.
+
+    Raises:
+        SpecError: it does not say so, or what it says fits no key.
+    """
+    header = fragments.header_of(fragment)
+    source, sequence = source_key(header.producer, header.epoch), header.sequence
+    if type(sequence) is not int:
+        raise SpecError("not a sequence", got=type(sequence).__name__, allowed="int")
+    if not 0 <= sequence < (1 << 64) - 1:
+        raise SpecError("not a sequence", got=sequence, allowed="0..2^64 - 2")
+    return source
 
 
 def _parcel(fragment: Fragment) -> Parcel:
@@ -111,6 +123,9 @@ def source_key(producer: str, epoch: int) -> bytes:
     Raises:
         SpecError: they fit none.
     """
+    if not isinstance(producer, str) or type(epoch) is not int:
+        got = f"{type(producer).__name__}, {type(epoch).__name__}"
+        raise SpecError("not a source", got=got, allowed="a name and a number: str, int")
     name = producer.encode(errors="surrogatepass")
     if (
         not fragments.is_text(producer)

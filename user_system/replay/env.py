@@ -26,7 +26,7 @@ import lmdb
 
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
-from user_system.replay import layout, probe, structure
+from user_system.replay import disk, layout, probe, structure
 from user_system.replay.ahead import Ahead
 from user_system.replay.datafile import DataFile
 from user_system.replay.gate import Gate
@@ -89,6 +89,8 @@ class Env:
         self._file: DataFile | None = None
         self._lock_file: int | None = None
         self._pid = 0
+        self._name = ""
+        """Its path while it is open, without links: what is in the way of a second opening."""
         self._failed = ""
         self._write_lock = threading.Lock()
         self._gate = Gate()
@@ -101,14 +103,23 @@ class Env:
         """Open the directory; make it first where ``create`` says so and there is nothing.
 
         Raises:
-            StoreError: it is not there, of another format, or open elsewhere.
+            StoreError: it is not there, of another format, or open elsewhere; or the system does
+                not let us.
             DamageError: its file is not what LMDB wrote; nothing was mapped.
         """
-        name = str(self.path.resolve())
+        name = os.path.realpath(self.path)
         if self._env is not None or name in _open_here:
             raise StoreError(
                 f"{self.path} is open in this process already", todo="Share the object that has it."
             )
+        with disk.explained(f"cannot open {self.path}"):
+            self._open(create=create)
+        self._name = name
+        _open_here.add(name)
+        self._pid = os.getpid()
+        return self
+
+    def _open(self, *, create: bool) -> None:
         if create and not (self.path / layout.MANIFEST).exists():
             self._create()
         layout.check_manifest(self.path, self._kind, self._format)
@@ -123,14 +134,11 @@ class Env:
             self._env = self._open_lmdb(self.path)
             self._tables = {n: self._open_table(self._env, n) for n in self._names}
             self._file = DataFile(self.path / layout.DATA)
+            if not self.readonly:
+                layout.remember_made(self.path)
         except BaseException:
             self._release()
             raise
-        if not self.readonly:
-            layout.remember_made(self.path)
-        _open_here.add(name)
-        self._pid = os.getpid()
-        return self
 
     def close(self) -> None:
         """Let go of the directory; safe to repeat."""
@@ -138,7 +146,7 @@ class Env:
             return
         if self._pid == os.getpid():
             with self._write_lock, self._gate.alone():
-                _open_here.discard(str(self.path.resolve()))
+                _open_here.discard(self._name)
                 self._release()
         self._env = None
 
@@ -260,11 +268,13 @@ class Env:
         """Return map size, file size, free disk space, readers and pages in use."""
         self._check_usable()
         info = self._env.info()
-        file = self.path / layout.DATA
+        with disk.explained(f"cannot look at {self.path}"):
+            size = (self.path / layout.DATA).stat().st_size
+            free = shutil.disk_usage(self.path).free
         return {
             "map_bytes": float(info["map_size"]),
-            "file_bytes": float(file.stat().st_size),
-            "disk_free_bytes": float(shutil.disk_usage(self.path).free),
+            "file_bytes": float(size),
+            "disk_free_bytes": float(free),
             "readers": float(info["num_readers"]),
             "pages": float(info["last_pgno"] + 1),
             "map_grown": float(self.grown),
@@ -289,6 +299,16 @@ class Env:
         new = self.path.with_name(self.path.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
+        try:
+            self._fill(new)
+            new.rename(self.path)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        sync(self.path.parent)
+
+    def _fill(self, new: Path) -> None:
+        """Make all that a directory without entries holds."""
         env = self._open_lmdb(new, INITIAL_MAP)
         try:
             for name in self._names:
@@ -296,8 +316,6 @@ class Env:
         finally:
             env.close()
         layout.write_manifest(new, self._kind)
-        new.rename(self.path)
-        sync(self.path.parent)
 
     def _check_structure(self) -> None:
         """Look at the tree with plain reads: LMDB ends the process where a page of it is none.
@@ -412,7 +430,8 @@ class Env:
             todo = "Check the disk, then start the process again."
             return StoreError(f"{self.path} stopped after a write error", got=error, todo=todo)
         if verb == "write":
-            free = shutil.disk_usage(self.path).free
+            with disk.explained(what):
+                free = shutil.disk_usage(self.path).free
             if isinstance(error, lmdb.DiskError) or free < FULL_BELOW:
                 return StoreError(
                     f"the disk under {self.path} is full",

@@ -34,6 +34,9 @@ _PER_SNAPSHOT = 4096
 """Entries looked through per transaction: a long one keeps the writer from reusing pages."""
 
 
+_FOUND = ("damaged_records", "damaged_images", "gaps", "breaks", "sparse_extras")
+
+
 class LateLabel(NamedTuple):
     """What a label says about the steps of one episode."""
 
@@ -181,9 +184,10 @@ class Episodes:
         """Return what was found: of the records by the look-up, of the rest by this iteration.
 
         ``damaged_records`` and ``damaged_images`` (fragments with one) are left out; ``gaps``
-        counts where a fragment is missing, ``breaks`` where one does not fit the one before it.
+        counts where a fragment is missing, ``breaks`` where one does not fit the one before it,
+        ``sparse_extras`` where a large one that few steps have is left out of an episode.
         """
-        names = ("episodes", "steps", "damaged_records", "damaged_images", "gaps", "breaks")
+        names = ("episodes", "steps", *_FOUND)
         total = self._survey_counts + self._counts
         return {name: float(total[name]) for name in names}
 
@@ -302,6 +306,10 @@ class Episodes:
         if "reward" in labels:
             late = labels["reward"].values
             columns["reward"] = np.where(np.isnan(late), columns["recorded_reward"], late)
+        extras = joining.extras(joined)
+        if left_out := joining.sparse(joined):
+            self._counts["sparse_extras"] += len(left_out)
+            log.warning("%s: few steps have %s, left out", key, ", ".join(sorted(left_out)))
         return Episode(
             number=number,
             header=joined[0].header,
@@ -315,12 +323,12 @@ class Episodes:
             },
             robot_ns=np.concatenate([f.robot_ns for f in joined]),
             void=np.concatenate([_void(found, i, fragment) for i, fragment in part]),
-            extras=joining.extras(joined),
+            extras=extras,
             labels=labels,
             streams=joining.streams(joined),
             names=names,
             cameras={name: (s[0], s[1], s[2]) for name, s in schema.images.items()},
-            pieces=joining.pieces([(found.offsets[i], f) for i, f in part]),
+            pieces=joining.pieces([(found.offsets[i], f) for i, f in part], extras),
             _source=self,
         )
 

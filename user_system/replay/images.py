@@ -57,10 +57,14 @@ _TABLE = _SUM.size + _HEAD.size
 ENTRY = np.dtype([("length", "<u4"), ("checksum", "<u8")])
 """What is kept of each image beside its bytes."""
 
+_MOST = 5457
+"""Images of one value: with more, the place where the first one begins would not fit its 2 bytes.
+No fewer, since that is how the images of stores that are there are grouped."""
+
 
 def per_group(shape: Shape) -> int:
     """Return how many images ``(H, W, C)`` share a value."""
-    return max(1, GROUP_BYTES // math.prod(shape))
+    return min(max(1, GROUP_BYTES // math.prod(shape)), _MOST)
 
 
 def key(offset: int, camera: int, group: int) -> bytes:
@@ -218,8 +222,10 @@ def repack(group: Group, identity: int, camera: int, number: int) -> Value:
     """Return a value with the images of ``group`` as they are encoded.
 
     Raises:
-        DamageError: one of them is not what was written.
+        DamageError: one of them is not what was written, or there are more than a value holds.
     """
+    if len(group) > _MOST:
+        raise DamageError("image group has too many images", got=len(group), allowed=_MOST)
     encoded = [bytes(group.bytes(i)) for i in range(len(group))]
     return _value((identity, camera, number), group.codec, group.shape, encoded)
 

@@ -1,6 +1,7 @@
 """What it takes to join the fragments of an episode: whether one continues the other, and how."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,10 @@ from user_system.core.types import Array, Fragment, FragmentHeader, Stream
 
 SAME = ("run", "task", "robot", "purpose", "schema", "embodiment", "boot")
 """What the headers of joined fragments share."""
+
+
+PADDED_BYTES = 64 << 20
+"""Of one extra in one episode, up to which it has a value for every step, recorded or not."""
 
 
 class Piece(NamedTuple):
@@ -74,14 +79,20 @@ def _spans(fragment: Fragment) -> list[tuple[str, int, int]]:
     return [(n, int(s.stamps[0]), int(s.stamps[-1])) for n, s in streams if len(s.stamps)]
 
 
-def pieces(joined: Sequence[tuple[int, Fragment]]) -> tuple[Piece, ...]:
-    """Return what each of the fragments, given with their numbers in the log, is of the whole."""
+def pieces(joined: Sequence[tuple[int, Fragment]], extras: Collection[str]) -> tuple[Piece, ...]:
+    """Return what each of the fragments, given with their numbers in the log, is of the whole.
+
+    Args:
+        joined: number and fragment of each.
+        extras: those that the whole has.
+    """
     found: list[Piece] = []
     first = 0
     for offset, fragment in joined:
         counts = {name: len(stream.stamps) for name, stream in fragment.streams.items()}
         sizes = first, len(fragment), len(fragment.robot_ns)
-        found.append(Piece(fragment.header, offset, *sizes, frozenset(fragment.extras), counts))
+        named = frozenset(fragment.extras) & frozenset(extras)
+        found.append(Piece(fragment.header, offset, *sizes, named, counts))
         first += len(fragment)
     return tuple(found)
 
@@ -101,15 +112,39 @@ def columns(joined: Sequence[Fragment]) -> tuple[tuple[str, ...], dict[str, Arra
 
 
 def extras(joined: Sequence[Fragment]) -> dict[str, Array]:
-    """Return the extras of all fragments; those who lack one have NaN, or 0, there."""
+    """Return the extras of all fragments; those who lack one have NaN, or 0, there.
+
+    One that is large and that few steps have is left out: see ``sparse``.
+    """
+    left_out = sparse(joined)
     forms = {n: (v.dtype, v.shape[1:]) for f in joined for n, v in f.extras.items()}
     found: dict[str, Array] = {}
     for name, (dtype, tail) in forms.items():
-        missing = np.nan if dtype.kind == "f" else 0
-        found[name] = np.concatenate(
-            [f.extras.get(name, np.full((len(f), *tail), missing, dtype)) for f in joined]
-        )
+        if name in left_out:
+            continue
+        found[name] = np.full((sum(map(len, joined)), *tail), _missing(dtype), dtype)
+        first = 0
+        for fragment in joined:
+            if name in fragment.extras:
+                found[name][first : first + len(fragment)] = fragment.extras[name]
+            first += len(fragment)
     return found
+
+
+def sparse(joined: Sequence[Fragment]) -> frozenset[str]:
+    """Return the extras that would take far more memory for all steps than what was recorded."""
+    recorded: Counter[str] = Counter()
+    whole: dict[str, int] = {}
+    steps = sum(map(len, joined))
+    for fragment in joined:
+        for name, values in fragment.extras.items():
+            recorded[name] += values.nbytes
+            whole[name] = values[:1].nbytes * steps
+    return frozenset(n for n, size in whole.items() if size > max(2 * recorded[n], PADDED_BYTES))
+
+
+def _missing(dtype: "np.dtype[Any]") -> float:
+    return np.nan if dtype.kind == "f" else 0
 
 
 def streams(joined: Sequence[Fragment]) -> dict[str, Stream]:

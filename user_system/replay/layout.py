@@ -26,6 +26,7 @@ from typing import Any
 
 from user_system.core.durable import sync, write_bytes
 from user_system.core.errors import DamageError, StoreError
+from user_system.replay import disk
 from user_system.replay.schema import Schema
 
 FORMATS = {"replay": 2}
@@ -110,9 +111,10 @@ def lock_writer(path: Path) -> int:
     Raises:
         StoreError: another process is, or there is no such directory.
     """
-    if not path.is_dir():
-        raise StoreError(f"there is no store in {path}", todo="Check the path.")
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with disk.explained(f"cannot write to {path}"):
+        if not path.is_dir():
+            raise StoreError(f"there is no store in {path}", todo="Check the path.")
+        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _LOCK_S
     while not _flock(handle, fcntl.LOCK_EX):
         # A reader that asks whether there is a writer holds it for an instant.
@@ -161,7 +163,12 @@ def is_written(path: Path) -> bool:
 
 
 def kind(path: Path) -> str:
-    """Return what a directory says it holds."""
+    """Return what a directory says it holds.
+
+    Raises:
+        StoreError: there is no store.
+        DamageError: its manifest is not readable.
+    """
     return str(_read_manifest(path).get("kind"))
 
 
@@ -205,15 +212,22 @@ def check_manifest(path: Path, kind: str, format: int | None = None) -> None:
         )
 
 
-def _read_manifest(path: Path) -> Mapping[str, Any]:
+def _read_if_there(path: Path) -> bytes:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError as error:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"there is no store in {path}: {MANIFEST} is missing",
+            f"there is no store in {path.parent}: {path.name} is missing",
             todo="Check the path; a new store is made only when that is asked for.",
         ) from error
-    except ValueError as error:
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        with disk.explained(f"cannot read {path / MANIFEST}"):
+            text = _read_if_there(path / MANIFEST)
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DamageError(
             f"{path / MANIFEST} is not readable", got=error, todo=verify_hint(path)
         ) from error
@@ -264,6 +278,8 @@ def _read_metas(path: Path) -> tuple[list[dict[str, int]], int]:
             size = os.fstat(handle.fileno()).st_size
     except FileNotFoundError as error:
         raise DamageError(f"{file} is missing", todo=verify_hint(path)) from error
+    except IsADirectoryError as error:
+        raise DamageError(f"{file} is no file", todo=verify_hint(path)) from error
     return [meta for meta in (first, second) if meta], size
 
 

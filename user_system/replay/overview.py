@@ -36,7 +36,7 @@ class Overview:
 
     def lines(self) -> Iterator[str]:
         """Yield the page."""
-        total = sum(self.steps["segment"].values())
+        total = sum(self.steps.get("segment", {}).values())
         yield (
             f"{self.path}: {total} steps of {len(self.episodes)} episodes in {self.records} "
             f"records, {self.labels} labels, {self.void_steps} void steps"

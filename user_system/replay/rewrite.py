@@ -12,9 +12,10 @@ from pathlib import Path
 
 from user_system.codec import arrays, fragments
 from user_system.core.durable import sync
-from user_system.core.errors import DamageError
+from user_system.core.errors import DamageError, UserSystemError
 from user_system.replay import (
     books,
+    disk,
     entries,
     images,
     layout,
@@ -62,6 +63,11 @@ def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewrit
         DamageError: it is damaged; nothing was changed. Salvage it instead.
     """
     path = Path(path)
+    with disk.explained(f"cannot write {path} anew"):
+        return _compact(path, progress)
+
+
+def _compact(path: Path, progress: Progress) -> Rewritten:
     fresh, old = (path.with_name(f"{path.name}.{name}") for name in ("compacting", "before"))
     if old.exists() and not path.exists():
         old.rename(path)  # the power went between the two last steps
@@ -69,13 +75,15 @@ def compact(path: Path | str, *, progress: Progress = lambda *_: None) -> Rewrit
         layout.remove(left)
     with layout.writer_lock(path):
         layout.remove(old)
-        done = rewrite([path], fresh, progress=progress)
-        if done.damaged:
+        try:
+            done = rewrite([path], fresh, progress=progress)
+            if done.damaged:
+                hint = layout.verify_hint(path)
+                raise DamageError(f"{path} is damaged", got=f"{done.damaged} values", todo=hint)
+        except UserSystemError:
             for left in (fresh, layout.made_mark(fresh)):
                 layout.remove(left)
-            raise DamageError(
-                f"{path} is damaged", got=f"{done.damaged} values", todo=layout.verify_hint(path)
-            )
+            raise
         progress("checking what was written", 0, 1)
         findings = verify.verify(fresh)
         if not findings.ok:
@@ -98,11 +106,18 @@ def rewrite(
         StoreError: a source is not a store.
         SpecError: rows of one do not stack with those of the others.
     """
-    for source in sources:
-        layout.format_of(Path(source))  # before anything is made for one that is none
-    with Store(target).open(create=not (Path(target) / layout.MANIFEST).exists()) as store:
+    with disk.explained(f"cannot write {target}"):
+        return _rewrite([Path(source) for source in sources], Path(target), progress)
+
+
+def _rewrite(sources: Sequence[Path], target: Path, progress: Progress) -> Rewritten:
+    create = not (target / layout.MANIFEST).exists()
+    for source in sources if create else ():
+        with _environment(source).open():
+            pass  # so that nothing is made for one that is none
+    with Store(target).open(create=create) as store:
         before = store.stats()
-        copies = [_Copy(Path(source), store, progress) for source in sources]
+        copies = [_Copy(source, store, progress) for source in sources]
         for copy in copies:
             copy.run()
         after = store.stats()
@@ -117,13 +132,19 @@ def rewrite(
     )
 
 
+def _environment(source: Path) -> Env:
+    """Return an environment on a store of this format or of the first; any other is refused."""
+    old = layout.format_of(source) == legacy.FORMAT
+    names, format = (legacy.TABLES, legacy.FORMAT) if old else (tables.TABLES, None)
+    return Env(source, tables.KIND, names, readonly=True, ahead=True, format=format)
+
+
 class _Copy:
     """One source on its way into a store."""
 
     def __init__(self, source: Path, store: Store, progress: Progress):
+        self._env = _environment(source)
         self._format = layout.format_of(source)
-        names = legacy.TABLES if self._format == legacy.FORMAT else tables.TABLES
-        self._env = Env(source, tables.KIND, names, readonly=True, ahead=True, format=self._format)
         self._store = store
         self._progress = progress
         self.damaged = 0

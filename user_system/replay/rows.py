@@ -7,7 +7,7 @@ is not drawn. So interleaved robots, interventions, truncations and lost fragmen
 neighbour in storage a successor.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 from user_system.core.errors import SpecError
 from user_system.core.types import Array
 from user_system.replay.blocks import FRAGMENT, STEP, Block, EpisodeKey
-from user_system.replay.columns import Column, Extra, Extras, Names
+from user_system.replay.columns import Column, Extra, Extras, Late, Names
 from user_system.replay.interventions import Interventions
 from user_system.replay.schema import Schema
 from user_system.replay.streams import Streams
@@ -88,7 +88,7 @@ class Rows:
         """By observation row: its piece."""
         self.extras = Extras()
         """What policies recorded."""
-        self.labels: dict[str, Extra] = {}
+        self.labels: dict[str, Late] = {}
         """Late per-step labels other than the reward."""
         self.streams = Streams()
         self.episodes: dict[EpisodeKey, Episode] = {}
@@ -183,7 +183,7 @@ class Rows:
                 recorded = self["recorded_reward"][rows]
                 self["reward"][rows] = np.where(np.isnan(part), recorded, part)
             else:
-                column = self.labels.setdefault(name, Extra("float32", ()))
+                column = self.labels.setdefault(name, Late())
                 column.pad(len(self))
                 column.values.data[rows] = part
                 column.known.data[rows] = True
@@ -251,12 +251,13 @@ class Rows:
         Raises:
             SpecError: nobody recorded it, not for all rows, or in more than one form.
         """
-        variants = [self.labels[name]] if name in self.labels else self.extras.get(name, [])
-        for variant in variants:
-            variant.pad(len(self))
-        whole = [v for v in variants if v.known.data[rows].all()]
-        if not whole and len(variants) == 1 and variants[0].values.dtype.kind == "f":
-            whole = variants
+        variants: Sequence[Late | Extra] = self.extras.get(name, [])
+        if name in self.labels:
+            variants = [self.labels[name]]
+            self.labels[name].pad(len(self))
+        whole = [v for v in variants if v.has(rows).all()]
+        if not whole and len(variants) == 1 and variants[0].dtype.kind == "f":
+            whole = list(variants)
         if not whole:
             raise SpecError(
                 f"column {name!r} is not recorded for every step drawn",
@@ -264,14 +265,16 @@ class Rows:
                 allowed=sorted({*self.steps, *OF_PIECE, *_DERIVED, *self.labels, *self.extras}),
                 todo="Draw from a view whose steps have it.",
             )
-        return whole[0].values.data[rows]
+        return whole[0].at(rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory taken by columns."""
         groups: list[Mapping[str, Column]] = [self.steps, self.pieces, self.fields]
         columns = sum(column.nbytes for group in groups for column in group.values())
-        return columns + self.robot_ns.nbytes + self.piece_of.nbytes
+        columns += sum(label.nbytes for label in self.labels.values())
+        columns += sum(extra.nbytes for kinds in self.extras.values() for extra in kinds)
+        return columns + self.streams.nbytes + self.robot_ns.nbytes + self.piece_of.nbytes
 
     # --- taking over a block ---------------------------------------------------------------------
 
@@ -353,6 +356,7 @@ class Rows:
         return int(last.min(initial=len(self)))
 
     def _extend_ragged(self, block: Block, first: int, first_piece: int) -> None:
+        firsts = first + _starts(block.fragments["steps"].astype(np.int64))
         for extra in block.extras:
             there = extra.counts > 0
             if not there.any():
@@ -361,10 +365,7 @@ class Rows:
             column = self.extras.column(extra.name, dtype, tail, int(there.sum()))
             if column is None:
                 continue
-            column.pad(len(self))
-            rows = first + np.flatnonzero(np.repeat(there, block.fragments["steps"]))
-            column.values.data[rows] = extra.values
-            column.known.data[rows] = True
+            column.extend(firsts[there], extra.counts[there].astype(np.int64), extra.values)
         if block.streams or self.streams:
             self.streams.extend(self, block, first_piece)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from user_system.codec import arrays, fragments
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.types import FragmentHeader
-from user_system.replay import books, entries, images, layout, pages, retention, tables
+from user_system.replay import books, disk, entries, images, layout, pages, retention, tables
 from user_system.replay.entries import Entry
 from user_system.replay.order import report
 from user_system.replay.progress import Progress
@@ -82,6 +82,11 @@ def salvage(
         StoreError: there is no store, somebody writes to it, or ``target`` is taken.
     """
     path, target = Path(path), Path(target)
+    with disk.explained(f"cannot salvage {path} to {target}"):
+        return _salvage(path, target, progress)
+
+
+def _salvage(path: Path, target: Path, progress: Progress) -> Salvaged:
     if target.exists():
         raise StoreError(f"{target} is there already", allowed="a new place")
     if not (path / layout.DATA).exists():
@@ -93,6 +98,13 @@ def salvage(
                 got=kind,
                 allowed=tables.KIND,
                 todo="An agent sets damaged items of its spool aside by itself.",
+            )
+        if (format := layout.format_of(path)) > layout.FORMATS[tables.KIND]:
+            raise StoreError(
+                f"{path} was written by a later version",
+                got=f"format {format}",
+                allowed=f"<= {layout.FORMATS[tables.KIND]}",
+                todo="Salvage it with the version of user-system that wrote it.",
             )
     with layout.writer_lock(path):
         found = _look(path, progress)

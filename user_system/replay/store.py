@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from user_system.codec import fragments as codec
 from user_system.codec import images as image_codecs
 from user_system.core.errors import ConfigError, SpecError
 from user_system.core.ports import Refused
@@ -15,6 +16,7 @@ from user_system.replay.books import Books, Progress, life
 from user_system.replay.entries import Entry, source_key
 from user_system.replay.env import Env, Txn
 from user_system.replay.keeper import Keeper
+from user_system.replay.kinds import Kind, Kinds
 from user_system.replay.ledger import Ledger, Piece
 from user_system.replay.order import Order
 from user_system.replay.pinning import LIMIT_S, Pinning
@@ -42,6 +44,8 @@ class _Outcome:
     new_schemas: bool = False
     moments: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """See ``order``."""
+    kinds: dict[str, frozenset[Kind]] = field(default_factory=dict)
+    """See ``kinds``."""
 
     def counts(self) -> dict[str, int]:
         """Return how many of each."""
@@ -89,6 +93,7 @@ class Store:
         self.env = Env(path, KIND, TABLES, large_pages=True)
         self._ledger = Ledger(self.env)
         self._order = Order(self.env, self._ledger)
+        self._kinds = Kinds(self.env)
         pinning = Pinning(self.env, reader_limit_s)
         limits = Limits(quota_bytes, reserve_bytes)
         self._retention = Retention(self.env, self._ledger, pinning, limits)
@@ -115,6 +120,7 @@ class Store:
             with self.env.read() as txn:
                 tables.check_books(txn, self.env)
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
+            self._kinds.open()
         except BaseException:
             self.env.close()
             raise
@@ -206,9 +212,7 @@ class Store:
                     raise SpecError(reason, todo="Take it into a store of its own.")
                 late += filter(None, [self._order.refusal(txn, item.fragment, outcome.moments)])
                 self._put(txn, books, item, outcome)
-                self._order.note(item.fragment, outcome.moments)
-            books.write()
-            self._ledger.add(txn, outcome.pieces)
+            self._write_books(txn, books, outcome)
             return outcome, late
 
         outcome, late = self.env.write(work)
@@ -349,6 +353,7 @@ class Store:
                 self._schemas = {schema.id: schema for schema in tables.schemas(txn, self.env)}
             layout.write_schemas(self.env.path, self._schemas.values())
         self._order.took(outcome.moments)
+        self._kinds.took(outcome.kinds)
         self._keeper.appended(outcome.stored)
         with self._lock:
             self._totals.update(outcome.counts())
@@ -361,10 +366,11 @@ class Store:
         self._retention.make_room(txn)
         books = Books(txn, self.env)
         for item in ready:
-            header, source = item.fragment.header, item.source
+            source = item.source
             if not source:
                 outcome.refused.append(_refused(item.fragment, item.refusal))
                 continue
+            header = item.fragment.header
             if item.arrived and books.strange(source, header.boot):
                 outcome.refused.append(_refused(item.fragment, _stranger(header)))
                 continue
@@ -379,10 +385,14 @@ class Store:
                 outcome.refused.append(refused)
             else:
                 self._put(txn, books, item, outcome)
-                self._order.note(item.fragment, outcome.moments)
+        self._write_books(txn, books, outcome)
+        return outcome
+
+    def _write_books(self, txn: Txn, books: Books, outcome: _Outcome) -> None:
+        """Write down what was counted, with what it counts."""
+        self._kinds.write(txn, outcome.kinds)
         books.write()
         self._ledger.add(txn, outcome.pieces)
-        return outcome
 
     def _repeat(self, txn: Txn, source: bytes, fragment: Fragment, outcome: _Outcome) -> None:
         """Answer a sequence that was dealt with before as it was answered then."""
@@ -401,8 +411,11 @@ class Store:
 
     def _unfit(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return why a fragment does not go with what is here."""
-        late = self._order.refusal(txn, item.fragment, outcome.moments)
-        return late or self._unlike(txn, item, outcome)
+        return (
+            self._order.refusal(txn, item.fragment, outcome.moments)
+            or self._kinds.refusal(txn, item.fragment, outcome.kinds)
+            or self._unlike(txn, item, outcome)
+        )
 
     def _unlike(self, txn: Txn, item: Entry, outcome: _Outcome) -> str:
         """Return how a fragment differs from the others of its schema; the first one defines it."""
@@ -438,6 +451,8 @@ class Store:
         outcome.pieces.append(Piece(offset, item.fragment, item.size))
         header = item.fragment.header
         books.move(item.source, header.sequence + 1, header.boot)
+        self._order.note(item.fragment, outcome.moments)
+        self._kinds.note(txn, item.fragment, outcome.kinds)
         outcome.stored.append(Stored(offset, item.fragment, len(item.record)))
         outcome.steps += len(item.fragment)
 
@@ -448,5 +463,11 @@ def _stranger(header: FragmentHeader) -> str:
 
 
 def _refused(fragment: Fragment, reason: str) -> Refused:
-    header = fragment.header
-    return Refused(header.producer, header.epoch, header.sequence, reason, header.boot)
+    """Return the answer to a fragment of which nothing may be as it is declared."""
+    reason = reason[:_MAX_REASON]
+    try:
+        header = codec.header_of(fragment)
+    except SpecError:
+        return Refused("", 0, 0, reason)
+    boot = header.boot if isinstance(header.boot, str) else ""
+    return Refused(header.producer, header.epoch, header.sequence, reason, boot)

@@ -28,7 +28,7 @@ class Stream:
     """The samples of one stream of one schema."""
 
     def __init__(self, sample: Ragged):
-        self.values = Column(sample.values.dtype, sample.values.shape[1:])
+        self.values = Column(sample.values.dtype, sample.values.shape[1:], 0)
         self.stamps = Column("int64")
         self.prev = Column("int64")
         """By sample: the one of its episode with the stamp before its own; -1: none."""
@@ -78,6 +78,15 @@ class Streams:
 
     def __bool__(self) -> bool:
         return bool(self._streams)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken."""
+        return sum(
+            column.nbytes
+            for stream in self._streams.values()
+            for column in (stream.values, stream.stamps, stream.prev, stream.newest)
+        )
 
     def names(self) -> list[str]:
         """Return the streams there are."""

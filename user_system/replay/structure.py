@@ -14,7 +14,6 @@ value of the latter that holds such a record. A record is padding (4 bytes), fla
 then branch, leaf and overflow pages, entries and root page (8 each).
 """
 
-import errno
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -81,8 +80,6 @@ def check(file: Path) -> list[str]:
     except DamageError as error:
         return [error.what]
     except OSError as error:
-        if error.errno == errno.EIO:  # the disk cannot read it
-            return [str(error)]
         raise StoreError(f"cannot read {file}", got=error) from error
     return []
 

@@ -16,6 +16,7 @@ r"""The tables of a store, their keys, and how each is walked.
     episodes, pieces, order, live        -> who holds how much (see ``ledger``)
     gone      number                     -> offsets of fragments that were removed, why, by whom
     meta      "offset", "label", "gone"  -> the next number of ``log``, ``labels``, ``gone``
+              kinds \0 schema            -> its kinds of extras and streams (see ``kinds``)
 
 Records, labels, blocks and images bear checksums of their own; all other values end in one of
 their key and themselves. Numbers are big-endian: LMDB's order is the order of time. The log is only

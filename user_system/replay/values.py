@@ -64,9 +64,9 @@ class Values:
             return np.full(len(rows), np.nan)
         if len(variants) > 1:
             raise SpecError(f"column {name!r} has several forms", got=len(variants), allowed=1)
-        variants[0].pad(len(recorded))
-        found = _numbers(name, variants[0].values.data[rows])
-        found[~variants[0].known.data[rows]] = np.nan
+        _numbers(name, variants[0].values.data[:0])  # before all rows of a large one are taken
+        found = _numbers(name, variants[0].at(rows))
+        found[~variants[0].has(rows)] = np.nan
         return found
 
     def changed(self, name: str) -> int:

@@ -18,7 +18,7 @@ from user_system.codec import arrays, fragments
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError, UserSystemError
 from user_system.core.types import Fragment
-from user_system.replay import entries, images, items, layout, places, probe, queue, tables
+from user_system.replay import disk, entries, images, items, layout, places, probe, queue, tables
 from user_system.replay.blocks import Block
 from user_system.replay.env import Env
 from user_system.replay.progress import Progress
@@ -58,7 +58,7 @@ def quarantine(path: Path | str) -> Path:
     path = Path(path)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = path.with_name(f"{path.name}.corrupt-{stamp}")
-    with layout.writer_lock(path):
+    with disk.explained(f"cannot move {path} to {target}"), layout.writer_lock(path):
         if target.exists():
             raise StoreError(f"{target} is there already", todo="Try again in a second.")
         path.rename(target)
@@ -75,10 +75,11 @@ def replace(path: Path, fresh: Path) -> Path:
         StoreError: somebody writes to it.
     """
     aside = quarantine(path)
-    fresh.rename(path)
-    layout.remember_made(path)
-    layout.made_mark(fresh).unlink(missing_ok=True)
-    sync(path.parent)
+    with disk.explained(f"cannot move {fresh} to {path}"):
+        fresh.rename(path)
+        layout.remember_made(path)
+        layout.made_mark(fresh).unlink(missing_ok=True)
+        sync(path.parent)
     return aside
 
 
@@ -88,7 +89,8 @@ def inspect(path: Path) -> probe.Findings:
     if kind not in _KINDS:
         raise StoreError(f"{path} is of an unknown kind", got=kind, allowed=", ".join(_KINDS))
     names, checks = _KINDS[kind]
-    layout.missing_pages(path)
+    with disk.explained(f"cannot read {path}"):
+        layout.missing_pages(path)
     records = pictures = size = 0
     damaged: list[str] = []
     owners = Owners()

@@ -17,7 +17,7 @@ import xxhash
 from user_system.codec import fragments as codec
 from user_system.core.errors import ConfigError, SpecError, StoreError
 from user_system.core.types import Fragment
-from user_system.replay import tables
+from user_system.replay import disk, tables
 from user_system.replay.episodes import Episodes
 from user_system.replay.exchange.lerobot_beside import Beside
 from user_system.replay.exchange.lerobot_foreign import Foreign, Names, Reward, numbered
@@ -78,7 +78,9 @@ def import_dataset(
         SpecError: the dataset is not whole, or not what it says; nothing was stored.
         StoreError: the store cannot be opened, or the disk failed.
     """
-    if store.exists() or not create:
+    with disk.explained(f"cannot open {store}"):
+        there = store.exists()
+    if there or not create:
         with Store(store).open():
             pass  # what cannot be written to is said now, not after reading everything
     job = _Job(source, options)

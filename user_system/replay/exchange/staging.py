@@ -1,7 +1,7 @@
 """Results that appear whole or not at all: made beside their place, synced, then renamed."""
 
+import contextlib
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ import xxhash
 
 from user_system.core.durable import sync
 from user_system.core.errors import ConfigError, StoreError
+from user_system.replay import disk, layout
 
 
 @contextmanager
@@ -22,9 +23,9 @@ def staged(target: Path) -> Iterator[Path]:
         ConfigError: there is something at ``target`` already.
         StoreError: the disk failed.
     """
-    check_free(target)
     work = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     try:
+        check_free(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield work
         _sync(work)
@@ -35,10 +36,8 @@ def staged(target: Path) -> Iterator[Path]:
         what = f"cannot write {target}"
         raise StoreError(what, got=error, todo="Check space and rights.") from error
     finally:
-        if work.is_dir():
-            shutil.rmtree(work, ignore_errors=True)
-        else:
-            work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what was wrong with the path is said already
+            layout.remove(work)
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -58,7 +57,9 @@ def file_hash(path: Path) -> str:
 
 def check_free(target: Path) -> None:
     """Refuse to write over anything."""
-    if target.exists() or target.is_symlink():
+    with disk.explained(f"cannot write {target}"):
+        there = target.exists() or target.is_symlink()
+    if there:
         raise ConfigError(
             f"{target} exists already", allowed="a path that does not", todo="Choose another name."
         )
