@@ -123,6 +123,8 @@ class Env:
             self._env = self._open_lmdb(self.path)
             self._tables = {n: self._open_table(self._env, n) for n in self._names}
             self._file = DataFile(self.path / layout.DATA)
+            if self._large_pages:
+                self._large_pages.open()
         except BaseException:
             self._release()
             raise
@@ -348,6 +350,8 @@ class Env:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._large_pages:
+            self._large_pages.close()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
