@@ -91,6 +91,11 @@ class Value(NamedTuple):
         table["length"], table["checksum"] = group.lengths, group.checksums
         return cls(group.camera, group.number, group.codec, bytes(group.data), table)
 
+    @property
+    def first(self) -> int:
+        """Where in ``data`` the first image begins: one that was copied may have it elsewhere."""
+        return int(_HEAD.unpack_from(self.data, _SUM.size)[-1])
+
 
 def values(
     fragment: Fragment, identity: int, schema: Schema, codec_of: Mapping[str, codecs.Codec]
