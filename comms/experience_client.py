@@ -84,7 +84,7 @@ class ExperienceClient:
         self._tunnel = tunnel
         self._outbox = outbox
         self._host = host
-        self._packing = Packing(codec)
+        self._packings = Packing(codec), Packing(codec, tight=True)
         self._silence_s = silence_s
         self._link = Reconnecting(f"experience of {host}", self._hold)
         self._lock = threading.Lock()
@@ -239,11 +239,13 @@ class ExperienceClient:
         The replay refuses that by name, so that the fragment is set aside instead of blocking all
         that come after it.
         """
+        problem: object = None
         try:
-            message = wire.fragment_to_proto(fragment, self._packing)
-            if message.ByteSize() <= MAX_MESSAGE - _MARGIN:
-                return message
-            problem: object = f"{message.ByteSize()} bytes, more than a message may have"
+            for packing in self._packings:
+                message = wire.fragment_to_proto(fragment, packing)
+                if message.ByteSize() <= MAX_MESSAGE - _MARGIN:
+                    return message
+                problem = f"{message.ByteSize()} bytes, more than a message may have"
         except SpecError as error:
             problem = error
         log.error(

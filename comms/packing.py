@@ -21,10 +21,12 @@ class Packing:
     Args:
         codec: of the images; ``raw`` and ``zstd`` lose nothing. What ``zstd`` does not make smaller
             goes as ``raw``.
+        tight: try each image, and take whatever saves: where there is only so much room.
     """
 
-    def __init__(self, codec: images.Codec = "zstd"):
+    def __init__(self, codec: images.Codec = "zstd", *, tight: bool = False):
         self._codec = codec
+        self._worth, self._patience = (1.0, 0) if tight else (WORTH, PATIENCE)
         self._rest: dict[str, int] = {}
         """Camera -> images that go as they are before the next try."""
 
@@ -40,7 +42,7 @@ class Packing:
             self._rest[camera] = rest - 1
             return "raw", images.encode(image, "raw")
         data = images.encode(image, "zstd")
-        if len(data) <= WORTH * image.nbytes:
+        if len(data) <= self._worth * image.nbytes:
             return "zstd", data
-        self._rest[camera] = PATIENCE
+        self._rest[camera] = self._patience
         return "raw", images.encode(image, "raw")

@@ -182,3 +182,11 @@ def test_a_table_seen_before_is_still_compared_with_its_message():
         arrays.unpack(seal({"meta": {"n": 22}, "arrays": [["a", "float64", [4]]]}, b"\0" * 8))
     with pytest.raises(DamageError, match="longer"):
         arrays.unpack(seal({"meta": {"n": 333}, "arrays": [["a", "float64", [4]]]}, b"\0" * 40))
+
+
+def test_tables_of_many_arrays_are_not_remembered():
+    """A block of many columns has another table each time; 256 of these took 136 MiB."""
+    many = {f"x/{i}": np.zeros((3, 1), np.float32) for i in range(2000)}
+    before = arrays._table_text.cache_info().currsize
+    assert arrays.unpack(arrays.pack({}, many))[1].keys() == many.keys()
+    assert arrays._table_text.cache_info().currsize == before

@@ -829,6 +829,26 @@ def test_a_fragment_that_cannot_travel_is_set_aside(
     assert [f.header.sequence for f in ingest.stored["arm-1", 0]] == [0, 1, 3, 4]
 
 
+def test_what_fits_only_compressed_goes_though_its_camera_did_not_shrink_before(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experience_client, "MAX_MESSAGE", (64 << 10) + 60_000)
+    for k in range(4):
+        side = 128 if k else 32  # of a large picture, half of whose bits are noise
+        noise = np.random.default_rng(k).integers(0, 256, (2, side, side, 3), np.uint8)
+        seen = {"top": noise & 15 if k else noise}
+        outbox.put(replace(make_fragment(sequence=k), observation=seen))
+    with client_of(head.start(), outbox, credentials("host-1")):
+        outbox.wait_empty()
+    assert outbox.aside == []
+    assert [f.header.sequence for f in ingest.stored["arm-1", 0]] == [0, 1, 2, 3]
+
+
 def test_a_gap_sends_the_host_back(
     head: Head,
     ingest: ModelIngest,

@@ -44,6 +44,14 @@ def test_a_camera_that_calms_down_is_compressed_again():
     assert codecs == ["raw"] * PATIENCE + ["zstd"]
 
 
+def test_where_room_is_short_whatever_saves_is_taken():
+    packing, nearly = Packing(tight=True), NOISE.copy()
+    nearly[:1] = 0  # a little less than noise
+    kinds = [packing.encode("cam", image)[0] for image in (NOISE, FLAT, nearly, FLAT)]
+    assert kinds == ["raw", "zstd", "zstd", "zstd"]
+    assert Packing().encode("cam", nearly)[0] == "raw"
+
+
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
 def test_what_is_asked_for_is_what_is_sent(codec):
     assert Packing(codec).encode("cam", NOISE)[0] == codec

@@ -7,6 +7,7 @@ from user_system.codec import images as codecs
 from user_system.core.draws import Draw
 from user_system.core.errors import ConfigError, DamageError, PluginError
 from user_system.core.interfaces import Encoder
+from user_system.replay import frames
 from user_system.replay.cache import Cache
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
@@ -159,6 +160,24 @@ def test_an_image_that_stops_decoding_is_left_out(coded, recorder, monkeypatch):
         assert 5 not in batch.next_observation["flag"]
     assert bad
     assert data.stats()["damaged_steps"] == 2
+
+
+def test_frames_that_there_was_no_memory_to_keep_are_not_taken_for_raw_ones(
+    coded, recorder, monkeypatch
+):
+    coded.append(recorder(cameras={"cam": SHAPE}).run_episode(10))
+    data = ReplayData(coded.env, seed=4)
+
+    def none(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "Cache", none)
+        with pytest.raises(MemoryError):
+            data.draw(Draw(16))
+    batch = data.draw(Draw(16))
+    for image, flag in zip(batch.observation["cam"], batch.observation["flag"], strict=True):
+        assert (image == picture(flag)).all()
 
 
 # --- features ---

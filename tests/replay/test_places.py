@@ -8,10 +8,11 @@ import xxhash
 
 from user_system.core.errors import DamageError, StoreError
 from user_system.core.interfaces import Draw
-from user_system.replay import images, mapped, places, tables, verify
+from user_system.replay import images, mapped, places, rewrite, tables, verify
 from user_system.replay.env import Env
 from user_system.replay.index import Index, Mark
 from user_system.replay.keeper import BLOCK_STEPS
+from user_system.replay.salvage import salvage
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store, reader
 from user_system.replay.tables import U64
@@ -83,7 +84,9 @@ def test_places_of_another_fragment_are_not_believed(written):
 def value_of(place):
     table = np.empty(len(place.starts), images.ENTRY)
     table["length"], table["checksum"] = place.lengths, place.checksums
-    return images.Value(place.camera, place.group, place.codec, b"", table)
+    first = int(place.starts[0]) - place.position
+    head = bytes(30) + first.to_bytes(2, "little")
+    return images.Value(place.camera, place.group, place.codec, head, table)
 
 
 def test_places_that_point_elsewhere_cost_a_look_and_nothing_else(written):
@@ -260,6 +263,28 @@ def test_where_images_begin_in_the_file(tmp_path, recorder, shape, codec, grain)
                 assert place.starts[0] % grain == 0
                 wasted = place.size - found.lengths.sum()
                 assert wasted <= max(4096, 32 + 12 * len(found) + grain)
+
+
+@pytest.mark.parametrize("copy", ["rewrite", "salvage"])
+def test_copies_of_what_an_earlier_version_wrote_are_found_where_they_lie(
+    tmp_path, recorder, monkeypatch, copy
+):
+    """Otherwise each image is asked of LMDB, which reads a megabyte for it, in every reader."""
+    monkeypatch.setattr(images, "grain", lambda lengths: images.LINE)
+    with Store(tmp_path / "old").open(create=True) as store:
+        store.append(list(recorder(cameras={"cam": (64, 64, 3)}).run_episode(6)))
+    monkeypatch.undo()
+    if copy == "rewrite":
+        rewrite.rewrite([tmp_path / "old"], tmp_path / "new")
+    else:
+        salvage(tmp_path / "old", tmp_path / "new")
+    with reader(tmp_path / "new").open() as env, env.read() as txn:
+        for offset, value in tables.entries(txn, env, "places", 0):
+            for place in places.decode(value):
+                found = images.parse(group_at(txn, env, offset, place), (64, 64, 3))
+                assert (place.starts == place.position + found.starts).all()
+                assert place.size == len(found.data)
+                assert copy == "salvage" or not place.starts[0] % images.PAGE
 
 
 def group_at(txn, env, offset, place):

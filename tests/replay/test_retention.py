@@ -18,6 +18,8 @@ from user_system.replay import tables, verify
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
 
+from .conftest import picture
+
 CAMERAS = {"cam": (64, 64, 3)}
 QUOTA = 8 << 20
 
@@ -162,6 +164,32 @@ def test_a_deleted_episode_is_gone_for_everybody_and_the_reason_stays(tmp_path, 
         assert store.expected("arm", 1) == 20, "what was deleted must not be sent again"
         with pytest.raises(SpecError, match="no such episode"):
             store.delete(ids[2], who="ada", why="again")
+
+
+def test_a_removal_that_nobody_can_read_any_more_is_one(tmp_path, recorder):
+    """Where its images lay others lie by now, and who knew their place looks at no checksum."""
+    robot = recorder(cameras=CAMERAS)
+    with Store(tmp_path / "replay").open(create=True) as store:
+        ids = fill(store, robot, 5)
+        data = ReplayData(store.env, seed=3)
+        data.consume(Draw(80))
+        store.delete(ids[2], who="ada", why="a face in the picture")
+        store.env.write(lambda txn: _flip(txn, store.env, "gone"))
+        fill(store, robot, 5)
+        for reader in (data, ReplayData(store.env, seed=3)):
+            for _ in range(20):
+                batch = reader.draw(Draw(64))
+                flags = batch.observation["flag"].tolist()
+                for image, flag in zip(batch.observation["cam"], flags, strict=True):
+                    assert (image == picture(flag, CAMERAS["cam"])).all()
+            assert reader.count() == 9 * 16
+
+
+def _flip(txn, env, table):
+    for number, value in list(tables.entries(txn, env, table, 0)):
+        changed = bytearray(value)
+        changed[40] ^= 1
+        txn.put(tables.U64.pack(number), bytes(changed), db=env.table(table))
 
 
 def test_an_episode_that_is_being_recorded_cannot_be_deleted(store, recorder):

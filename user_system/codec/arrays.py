@@ -60,6 +60,8 @@ _BETWEEN = b',"arrays":'
 """What stands between ``meta`` and the arrays; within a string its quotes would be escaped."""
 _KEPT_TEXT = 4096
 """Bytes of a table above which it is not remembered."""
+_KEPT_ENTRIES = 64
+"""Arrays of a message above which its table is not."""
 _SMALL = 1 << 16
 """Bytes below which a copy is cheaper than a call per part."""
 _TINY = 1 << 12
@@ -74,7 +76,8 @@ def pack(meta: Mapping[str, Json], arrays: Mapping[str, Array]) -> bytes:
     """
     blocks = {name: little_endian(array, name) for name, array in arrays.items()}
     try:
-        table = _table_text(tuple((name, b.dtype, b.shape) for name, b in blocks.items()))
+        text = _table_text if len(blocks) <= _KEPT_ENTRIES else _table_text.__wrapped__
+        table = text(tuple((name, b.dtype, b.shape) for name, b in blocks.items()))
         header = _JSON.encode({"meta": meta}).encode()[:-1] + _BETWEEN + table + b"}"
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError("meta cannot be written as JSON", got=error) from error

@@ -24,9 +24,6 @@ T = TypeVar("T", bound=np.generic)
 
 PAGE = 4096
 
-_FREE = 3
-"""References to a base that nobody uses: our list, the variable of the loop, the question."""
-
 _KEPT = 8
 """Bases kept, used or not."""
 
@@ -36,6 +33,8 @@ class Arena:
 
     def __init__(self) -> None:
         self._bases: list[NDArray[np.uint8]] = []
+        # Of one that nobody uses: that asking is one as well is true until Python 3.14 only.
+        (self._unused,) = _references([np.empty(0, np.uint8)])
 
     def take(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """Return an array of ``shape`` with arbitrary contents that begins at a page."""
@@ -50,10 +49,15 @@ class Arena:
         return sum(base.nbytes for base in self._bases)
 
     def _free(self, size: int) -> NDArray[np.uint8]:
-        for base in self._bases:
+        for base, count in zip(self._bases, _references(self._bases), strict=True):
             # At most twice as large, or a small batch would hold the memory of a large one.
-            if size <= base.nbytes <= 2 * size and sys.getrefcount(base) == _FREE:
+            if size <= base.nbytes <= 2 * size and count == self._unused:
                 return base
         fresh = np.empty(size, np.uint8)
         self._bases = [*self._bases[-_KEPT + 1 :], fresh]
         return fresh
+
+
+def _references(bases: Sequence[Array]) -> list[int]:
+    """Return how many references there are to each base, seen from here."""
+    return [sys.getrefcount(base) for base in bases]

@@ -134,6 +134,8 @@ class Env:
             self._env = self._open_lmdb(self.path)
             self._tables = {n: self._open_table(self._env, n) for n in self._names}
             self._file = DataFile(self.path / layout.DATA)
+            if self._large_pages:
+                self._large_pages.open()
             if not self.readonly:
                 layout.remember_made(self.path)
         except BaseException:
@@ -366,6 +368,8 @@ class Env:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._large_pages:
+            self._large_pages.close()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _STAY_COLD = 64
 """Fills that read with ``pread`` after one that had to wait for the disk."""
 
-
 _PLACES = 512
 """Fragments whose places are remembered."""
 
@@ -240,12 +239,12 @@ class Frames:
             pieces = [piece for piece in pieces if piece.slot not in again] + more
         damaged = lost | wrong
         self.checked += len(pieces)
-        for piece in pieces:
-            if piece.slot not in damaged:
-                camera.know(int(rows[piece.slot]), piece)
-        coded = [p.slot for p in pieces if p.codec != "raw" and p.slot not in damaged]
-        if coded:
+        sound = [piece for piece in pieces if piece.slot not in damaged]
+        # Before they are known: if there is no memory for a cache, they must not pass for raw ones.
+        if coded := [piece.slot for piece in sound if piece.codec != "raw"]:
             camera.keep(rows[coded], out[coded])
+        for piece in sound:
+            camera.know(int(rows[piece.slot]), piece)
         return sorted(damaged)
 
     def _locate(

@@ -65,6 +65,8 @@ class Index:
         """Entries of ``gone`` taken over."""
         self._gone = Column("uint64")
         """Offsets of all fragments that were removed."""
+        self._compared: int | None = None
+        """How far the rows were compared with what the log has; None: every removal is known."""
         self._snapshot = -1
         self._bad_blocks: set[int] = set()
 
@@ -81,6 +83,7 @@ class Index:
             pass
         while self._read_entries("gone", self._removals, 1 << 63, self._take_removal):
             pass
+        self._leave_out_absent()
         # A limit leaves the rest for later, so the next call must look again.
         self._snapshot = snapshot if limit is None else -1
         return (self.mark, self._removals) != before
@@ -263,11 +266,30 @@ class Index:
         self._removals = number + 1
         read = self._unpack("removal", number, value)
         if read is None:
-            return
-        offsets = read[1]["offsets"]
+            self._compared = 0
+        else:
+            self._leave_out(read[1]["offsets"])
+
+    def _leave_out(self, offsets: Array) -> None:
         self._gone.extend(offsets)
         for rows in self.rows.values():
             rows.remove(offsets)
+
+    def _leave_out_absent(self) -> None:
+        """Take for removed what the log lacks, where nobody can read any more what was.
+
+        Other images lie by now where those of removed fragments were found.
+        """
+        start, stop = self._compared, self.mark.log
+        if start is None or start >= stop:
+            return
+        with self.env.read() as txn:
+            there = list(tables.numbers(txn, self.env, "log", start, stop))
+        for rows in self.rows.values():
+            known = rows.pieces["offset"].data
+            known = known[known >= start]
+            self._leave_out(known[~np.isin(known, np.array(there, np.uint64))])
+        self._compared = stop
 
     def _unpack(
         self, what: str, number: int, value: Any, *, count: bool = True

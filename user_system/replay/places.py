@@ -60,8 +60,8 @@ def encode(identity: int, placed: Iterable[tuple[images.Value, int]]) -> bytes:
     parts = [_SUM.pack(identity)]
     for value, position in placed:
         codec, count = codecs.CODECS.index(value.codec), len(value.table)
-        lead = images.first_image(count, images.grain(value.table["length"]))
-        parts.append(_GROUP.pack(value.camera, value.group, codec, count, position + lead, lead))
+        first = position + value.first
+        parts.append(_GROUP.pack(value.camera, value.group, codec, count, first, value.first))
         parts.append(value.table.tobytes())
     body = b"".join(parts)
     return _SUM.pack(xxhash.xxh3_64_intdigest(body)) + body
