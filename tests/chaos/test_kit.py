@@ -212,18 +212,8 @@ def test_a_rename_may_be_torn_from_its_bytes(recorder, tmp_path):
     assert recorder.states(tmp_path, "f") == {b"x" * 10}
 
 
-def test_a_file_that_was_made_longer_may_be_so_or_not(recorder, tmp_path):
-    recorder.open(3, "f")
-    recorder.sync_names()
-    recorder.write(3, b"x" * SECTOR, 0)
-    recorder.do("fdatasync", "3")
-    recorder.do("ftruncate", "3, 1536")
-    assert recorder.states(tmp_path, "f") == {b"x" * SECTOR, b"x" * SECTOR + bytes(1024)}
-
-
 def test_what_the_model_does_not_know_is_an_error(recorder):
     recorder.open(3, "f")
-    recorder.write(3, b"seven 7", 0)
     for name, arguments in (("sync_file_range", "3"), ("ftruncate", "3, 5"), ("dup", "3")):
         with pytest.raises(Unmodelled):
             recorder.do(name, arguments)

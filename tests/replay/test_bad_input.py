@@ -373,17 +373,6 @@ def test_a_store_of_an_older_or_newer_format_is_not_touched(tmp_path):
         assert (path / "data.mdb").read_bytes() == data
 
 
-def test_more_tiny_images_than_one_value_can_name_are_refused(store, recorder):
-    robot = recorder(cameras={"dot": (1, 1, 1)})
-    robot.step(5457)
-    assert not store.append([robot.flush()])
-    robot.step(5458)
-    (refused,) = store.append([robot.flush()])
-    assert "too many images" in refused.reason
-    robot.step(2)
-    assert not store.append([robot.flush()])
-
-
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
 def test_a_stored_image_that_lies_about_its_size_is_not_decoded(tmp_path, recorder, codec):
     """Whoever writes the file may lie, too: a bomb with a right checksum is damage."""

@@ -15,7 +15,7 @@ def expected(size, starts):
     return np.stack([SOURCE[start : start + size] for start in starts])
 
 
-@given(st.integers(1, 3), st.lists(st.integers(0, 13), min_size=1, max_size=9))
+@given(st.integers(1, 3), st.lists(st.integers(0, 13), min_size=1, max_size=300))
 def test_runs_of_whole_pages(pages, numbers):
     size, starts = pages * PAGE, np.array(numbers) * PAGE
     out = np.zeros((len(starts), size), np.uint8)
@@ -23,7 +23,7 @@ def test_runs_of_whole_pages(pages, numbers):
     assert (out == expected(size, starts)).all()
 
 
-@given(st.integers(1, 300), st.lists(st.integers(0, 16 * PAGE - 300), min_size=1, max_size=9))
+@given(st.integers(1, 300), st.lists(st.integers(0, 16 * PAGE - 300), min_size=1, max_size=300))
 def test_runs_of_any_size_at_any_place(size, starts):
     out = np.zeros((len(starts), size), np.uint8)
     copies.take(SOURCE.data, size, np.array(starts), out)

@@ -2,7 +2,7 @@
 
 Where all of them are whole pages, the buffer is a table of pages and the batch one ``np.take`` of
 them. Elsewhere each run is a slice that is copied by itself. Measured for 1,024 images of 48 KiB,
-the first way takes 0.87 of the time of the second; with a table of 1 or 2 KiB it would take twice
+the first way takes 0.85 of the time of the second; with a table of 1 or 2 KiB it would take twice
 as long as the second, since ``memcpy`` has its fast way only from about 2 KiB on.
 """
 
@@ -14,9 +14,15 @@ from user_system.core.types import Array
 
 PAGE = 4096
 
+_TOGETHER = 64
+"""Runs of each half that are copied in turn."""
+
 
 def take_pages(source: memoryview, size: int, starts: Array, out: Array) -> None:
     """Copy ``size`` bytes from each of ``starts`` ``[N]`` to ``out`` ``[N, ...]``.
+
+    A few of what steps saw, then a few of what they saw next, which lies side by side with it in
+    the file: what the processor has just learnt of the page table serves for both.
 
     Args:
         source: bytes, of which only the runs are touched; all of them have to lie within it.
@@ -28,9 +34,13 @@ def take_pages(source: memoryview, size: int, starts: Array, out: Array) -> None
         ValueError: it is not.
     """
     table: Array = np.ndarray((len(source) // PAGE, PAGE), np.uint8, source)
-    pages = (starts[:, None] // PAGE + np.arange(size // PAGE)).ravel()
-    # With mode="raise" NumPy would copy to a buffer first.
-    np.take(table, pages, axis=0, out=_in_place(out).reshape(-1, PAGE), mode="clip")
+    pages = starts[:, None] // PAGE + np.arange(size // PAGE)
+    target, half = _in_place(out).reshape(*pages.shape, PAGE), (len(starts) + 1) // 2
+    for first in range(0, half, _TOGETHER):
+        last = min(first + _TOGETHER, half)
+        for part in (slice(first, last), slice(half + first, half + last)):
+            # With mode="raise" NumPy would copy to a buffer first.
+            table.take(pages[part], axis=0, out=target[part], mode="clip")
 
 
 def take(source: memoryview, size: int, starts: Array, out: Array) -> None:

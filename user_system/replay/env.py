@@ -27,7 +27,6 @@ import lmdb
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
 from user_system.replay import disk, layout, probe, structure
-from user_system.replay.ahead import Ahead
 from user_system.replay.datafile import DataFile
 from user_system.replay.gate import Gate
 from user_system.replay.mapped import FileMap
@@ -62,7 +61,6 @@ class Env:
             few pages would otherwise read megabytes.
         format: number of the format that it must be of; None: today's.
         careful: look at a suspicious file in a child process before mapping it; off in that child.
-        large_pages: whether what is written is to lie in large pages of memory, see ``ahead``.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class Env:
         ahead: bool = False,
         format: int | None = None,
         careful: bool = True,
-        large_pages: bool = False,
     ):
         self.path = Path(path)
         self.readonly = readonly
@@ -95,7 +92,6 @@ class Env:
         self._write_lock = threading.Lock()
         self._gate = Gate()
         self.map = FileMap(self.path / layout.DATA)
-        self._large_pages = Ahead(self.path / layout.DATA) if large_pages else None
         self._checked_at = 0.0
         self.grown = 0
 
@@ -134,8 +130,6 @@ class Env:
             self._env = self._open_lmdb(self.path)
             self._tables = {n: self._open_table(self._env, n) for n in self._names}
             self._file = DataFile(self.path / layout.DATA)
-            if self._large_pages:
-                self._large_pages.open()
             if not self.readonly:
                 layout.remember_made(self.path)
         except BaseException:
@@ -202,10 +196,7 @@ class Env:
             while True:
                 try:
                     with self._env.begin(write=True, buffers=True) as txn:
-                        result = work(txn)
-                    if self._large_pages:
-                        self._large_pages.keep(self.size())
-                    return result
+                        return work(txn)
                 except lmdb.MapFullError:
                     self._grow()
                 except lmdb.Error as error:
@@ -280,7 +271,6 @@ class Env:
             "readers": float(info["num_readers"]),
             "pages": float(info["last_pgno"] + 1),
             "map_grown": float(self.grown),
-            "large_pages": float(self._large_pages.pieces if self._large_pages else 0),
         }
 
     # --- opening ---------------------------------------------------------------------------------
@@ -368,8 +358,6 @@ class Env:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._large_pages:
-            self._large_pages.close()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None

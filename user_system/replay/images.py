@@ -34,7 +34,7 @@ import numpy as np
 import xxhash
 
 from user_system.codec import images as codecs
-from user_system.core.errors import DamageError, SpecError
+from user_system.core.errors import DamageError
 from user_system.core.types import Array, Fragment
 from user_system.replay.env import Txn
 from user_system.replay.schema import Schema, Shape
@@ -49,9 +49,6 @@ PAGE, LINE = 4096, 64
 """The largest and the smallest thing in the file that an image begins with, in bytes."""
 
 _PAGE_HEADER = 16
-
-_FURTHEST = (1 << 16) - 1
-"""Where in its value a first image can begin: behind a table of 5,457 images."""
 
 _KEY = struct.Struct(">QHH")
 _SUM = struct.Struct("<Q")
@@ -107,11 +104,7 @@ class Value(NamedTuple):
 def values(
     fragment: Fragment, identity: int, schema: Schema, codec_of: Mapping[str, codecs.Codec]
 ) -> Iterator[Value]:
-    """Yield the values of all images of a fragment.
-
-    Raises:
-        SpecError: there are more of them than one value has room to name.
-    """
+    """Yield the values of all images of a fragment."""
     for camera, (name, shape) in enumerate(schema.images.items()):
         rows, count, codec = fragment.observation[name], per_group(shape), codec_of.get(name, "raw")
         for group, start in enumerate(range(0, len(rows), count)):
@@ -291,8 +284,6 @@ def _value(
 ) -> Value:
     table = np.array([(len(data), codecs.checksum(data)) for data in encoded], ENTRY)
     first = first_image(len(encoded), grain(table["length"]))
-    if first > _FURTHEST:
-        raise SpecError("too many images of this size in one fragment", got=(len(encoded), shape))
     identity, camera, group = of
     number = codecs.CODECS.index(codec)
     head = _HEAD.pack(identity, camera, group, len(encoded), number, *shape, first)

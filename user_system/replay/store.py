@@ -90,7 +90,7 @@ class Store:
         reserve_bytes: int = 0,
         reader_limit_s: float = LIMIT_S,
     ):
-        self.env = Env(path, KIND, TABLES, large_pages=True)
+        self.env = Env(path, KIND, TABLES)
         self._ledger = Ledger(self.env)
         self._order = Order(self.env, self._ledger)
         self._kinds = Kinds(self.env)

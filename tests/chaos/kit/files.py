@@ -33,12 +33,6 @@ class File:
         self.pending: dict[int, list[tuple[Write, int, bytes]]] = {}
         self.size = 0
         """As processes see it."""
-        self.grown = 0
-        """Its length, where it was made longer without writing."""
-
-    def grow(self, size: int) -> None:
-        """Be as long as ``size``, of zeros."""
-        self.size = self.grown = max(self.size, size)
 
     def write(self, offset: int, data: bytes) -> Write:
         write = Write(offset, data)
@@ -77,8 +71,6 @@ class File:
             ends.append(max(len(self.durable), pieces[-1][1] + len(pieces[-1][2])))
         if rng.random() < 0.2:  # the data reached the disk and the new length did not
             del data[rng.choice(ends) :]
-        if rng.random() < 0.5:
-            data.extend(bytes(max(0, self.grown - len(data))))
         return bytes(data)
 
 

@@ -6,7 +6,7 @@ The model is as mean as disks are allowed to be, and no meaner:
   a write through an ``O_DSYNC`` handle has. Until then any 512-byte sector of them may be on disk
   or not, each for itself, in any version it had since the last sync.
 - A file is as long as it was at the last sync, or as any later write made it; what was not written
-  in between reads as zeros. Where it was made longer without writing, it may be so or not.
+  in between reads as zeros.
 - Names (made, renamed, removed) are safe once their directory was synced. Until then a directory
   holds some first part of its changes; what one directory has says nothing about another.
 
@@ -193,17 +193,10 @@ class Disk:
 
     def _ftruncate(self, call: Call, done: bool) -> None:
         handle = self._handle(call)
-        if not done or handle is None or isinstance(handle.node, Mapped) or call.result != 0:
-            return
-        size = int(call.numbers()[1])
-        if not isinstance(handle.node, File) or size < handle.node.size:
-            raise Unmodelled("a file is cut")
-        handle.node.grow(size)
-
-    def _fallocate(self, call: Call, done: bool) -> None:
-        handle = self._handle(call)
         if done and handle is not None and not isinstance(handle.node, Mapped):
-            raise Unmodelled("a file is given space")
+            raise Unmodelled("a file is cut or grown")
+
+    _fallocate = _ftruncate
 
     def _fdatasync(self, call: Call, done: bool) -> None:
         handle = self._handle(call)

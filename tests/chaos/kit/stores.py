@@ -15,8 +15,8 @@ from kit.zygote import HANGS_S, Channel
 from user_system.codec import arrays, fragments
 from user_system.core.errors import StoreError
 from user_system.core.types import Array, Fragment
-from user_system.replay import ahead, images, tables
 from user_system.replay import env as env_module
+from user_system.replay import images, tables
 from user_system.replay.env import Env, Txn
 from user_system.replay.schema import Schema
 from user_system.replay.store import Store, reader
@@ -119,7 +119,6 @@ def work(
     error of the store is said too, and the next thing is tried.
     """
     env_module.INITIAL_MAP = ONLY_FEW
-    ahead.FROM = ahead.LEAD = 0  # so that this small file, too, is made longer than it is written
     channel.receive()  # somebody now records, or disturbs, our system calls
     store, rng = Store(path), random.Random(seed)
     while True:
