@@ -11,7 +11,6 @@ record, the bytes that the replay buffer keeps.
 """
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import replace
 
 import numpy as np
 
@@ -138,8 +137,8 @@ def fragment_from_proto(message: experience_pb2.Fragment) -> Parcel:
     seen = _images_from_proto(message.images)
     if both := seen.keys() & low.observation.keys():
         raise DamageError("field is both array and images", got=sorted(both))
-    fragment = replace(low, observation={**low.observation, **seen})
-    fragments.check(fragment)
+    fragment = low.seeing({**low.observation, **seen})
+    fragments.check_values(fragment)
     return Parcel(fragment, message.record)
 
 

@@ -14,7 +14,7 @@ it all the way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from enum import IntEnum
 from itertools import pairwise
 from math import isinf
@@ -106,7 +106,7 @@ def is_image(array: Array) -> bool:
 def low(fragment: Fragment) -> Fragment:
     """Return a fragment without its images."""
     fields = {n: values for n, values in fragment.observation.items() if not is_image(values)}
-    return replace(fragment, observation=fields)
+    return fragment.seeing(fields)
 
 
 def record(fragment: Fragment) -> bytes:
@@ -165,9 +165,19 @@ def check(fragment: Fragment) -> None:
     Raises:
         SpecError: the first rule that is broken, with the producer, episode and field.
     """
+    _check_types(fragment)
+    _check_parts(fragment)
+    check_values(fragment)
+
+
+def check_values(fragment: Fragment) -> None:
+    """Do what ``check`` does for a fragment that is of its types all through, as decoded ones are.
+
+    Raises:
+        SpecError: the first rule that is broken.
+    """
     for broken in (
-        _check_types,
-        _check_parts,
+        _check_names,
         _check_header,
         _check_counts,
         _check_dtypes,
@@ -253,7 +263,7 @@ _PARTS = {"observation": "observation", "extras": "extra", "streams": "stream"}
 
 
 def _check_parts(fragment: Fragment) -> None:
-    """Arrays are arrays, and their names are names."""
+    """Arrays are arrays, and have names."""
     for name in COLUMNS:
         if type(values := getattr(fragment, name)) not in _ARRAYS:
             _refuse_array(fragment, f"column {name}", values)
@@ -262,7 +272,8 @@ def _check_parts(fragment: Fragment) -> None:
         if not isinstance(parts, Mapping):
             _refuse(fragment, f"{kind}: no mapping", type(parts).__name__, "name -> array")
         for name, part in parts.items():
-            _check_name(fragment, kind, name)
+            if not isinstance(name, str):
+                _refuse_name(fragment, kind, type(name).__name__)
             if kind != "streams":
                 if type(part) not in _ARRAYS:
                     _refuse_array(fragment, f"{one} {name!r}", part)
@@ -278,10 +289,14 @@ def _refuse_array(fragment: Fragment, what: str, values: object) -> None:
     _refuse(fragment, f"{what} is no array", type(values).__name__, "numpy.ndarray")
 
 
-def _check_name(fragment: Fragment, kind: str, name: object) -> None:
-    if isinstance(name, str) and is_text(name) and len(name.encode()) <= MAX_NAME:
-        return
-    got = ascii(name[:80]) if isinstance(name, str) else type(name).__name__
+def _check_names(fragment: Fragment) -> None:
+    for kind in _PARTS:
+        for name in getattr(fragment, kind):
+            if not is_text(name) or len(name.encode()) > MAX_NAME:
+                _refuse_name(fragment, kind, ascii(name[:80]))
+
+
+def _refuse_name(fragment: Fragment, kind: str, got: str) -> None:
     _refuse(fragment, f"{kind}: a name is none", got, f"Unicode of <= {MAX_NAME} bytes")
 
 
