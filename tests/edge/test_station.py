@@ -721,7 +721,8 @@ def test_what_is_drawn_is_what_happened(make_hand, tmp_path, seed):
         for number, fragment in enumerate(fragments):
             if number == lost:
                 header = fragment.header
-                store.skip(Refused(header.producer, header.epoch, header.sequence, "damaged"))
+                source = header.producer, header.epoch, header.sequence
+                store.skip(Refused(*source, "damaged", header.boot))
             else:
                 assert store.append([fragment]) == []
                 kept.append(fragment)
