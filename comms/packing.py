@@ -1,8 +1,9 @@
 """Images for the wire: compressed where that makes them smaller, and left alone where it does not.
 
-A camera whose picture is noisy does not shrink, and costs its host and the head a fifth of a
-fragment's processor time for nothing. So after an image that did not shrink, the next ones of its
-camera go as they are, until it is time to try again: the light may have changed.
+A camera whose picture is noisy does not shrink. To try it costs its host a quarter of what encoding
+a fragment of 30 KiB takes (59 us instead of 43), and the head the way back. So after an image that
+did not shrink, the next ones of its camera go as they are, until it is time to try again: the light
+may have changed.
 """
 
 from user_system.codec import images

@@ -11,6 +11,7 @@ record, the bytes that the replay buffer keeps.
 """
 
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def fragment_from_proto(message: experience_pb2.Fragment) -> Parcel:
     seen = _images_from_proto(message.images)
     if both := seen.keys() & low.observation.keys():
         raise DamageError("field is both array and images", got=sorted(both))
-    fragment = low.seeing({**low.observation, **seen})
+    fragment = replace(low, observation={**low.observation, **seen})
     fragments.check_values(fragment)
     return Parcel(fragment, message.record)
 

@@ -51,6 +51,7 @@ class MemoryKeeper:
         self.epochs: dict[str, int] = {}
         self.next: dict[tuple[str, int], int] = {}
         self.boots: dict[tuple[str, int], str] = {}
+        self.stuck: dict[tuple[str, int], str] = {}
         self.aside: list[tuple[str, int, int, str]] = []
         self.lock = threading.Lock()
         self.extra_bytes = 0
@@ -103,7 +104,7 @@ class MemoryKeeper:
         raise NotImplementedError
 
     def note_stuck(self, producer: str, epoch: int, why: str) -> None:
-        raise NotImplementedError
+        self.stuck[producer, epoch] = why
 
     def set_aside(self, producer: str, epoch: int, sequence: int, reason: str) -> bool:
         with self.lock:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from user_system.replay import copies
-from user_system.replay.copies import PAGE
+from user_system.replay.mapped import PAGE
 
 SOURCE = np.random.default_rng(0).integers(0, 256, 16 * PAGE + 100, np.uint8)
 
@@ -19,7 +19,7 @@ def expected(size, starts):
 def test_runs_of_whole_pages(pages, numbers):
     size, starts = pages * PAGE, np.array(numbers) * PAGE
     out = np.zeros((len(starts), size), np.uint8)
-    copies.take_pages(SOURCE.data, size, starts, out)
+    copies.take(SOURCE.data, size, starts, out)
     assert (out == expected(size, starts)).all()
 
 

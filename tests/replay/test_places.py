@@ -284,7 +284,7 @@ def test_copies_of_what_an_earlier_version_wrote_are_found_where_they_lie(
                 found = images.parse(group_at(txn, env, offset, place), (64, 64, 3))
                 assert (place.starts == place.position + found.starts).all()
                 assert place.size == len(found.data)
-                assert copy == "salvage" or not place.starts[0] % images.PAGE
+                assert copy == "salvage" or not place.starts[0] % mapped.PAGE
 
 
 def group_at(txn, env, offset, place):

@@ -14,7 +14,7 @@ it all the way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import IntEnum
 from itertools import pairwise
 from math import isinf
@@ -106,7 +106,7 @@ def is_image(array: Array) -> bool:
 def low(fragment: Fragment) -> Fragment:
     """Return a fragment without its images."""
     fields = {n: values for n, values in fragment.observation.items() if not is_image(values)}
-    return fragment.seeing(fields)
+    return replace(fragment, observation=fields)
 
 
 def record(fragment: Fragment) -> bytes:

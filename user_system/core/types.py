@@ -6,7 +6,7 @@ that was executed, the action the policy had proposed, and what followed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -208,14 +208,6 @@ class Fragment:
     def final(self) -> bool:
         """Whether this is the last fragment of its episode."""
         return len(self.end) > 0 and int(self.end[-1]) != End.NONE
-
-    def seeing(self, observation: Mapping[str, Array]) -> "Fragment":
-        """Return the same steps with other observations; ``replace`` takes three times as long."""
-        rest = (getattr(self, name) for name in _BESIDE_OBSERVATION)
-        return Fragment(self.header, observation, *rest)
-
-
-_BESIDE_OBSERVATION = tuple(entry.name for entry in fields(Fragment)[2:])
 
 
 @dataclass(frozen=True, slots=True)

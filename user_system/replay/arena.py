@@ -6,8 +6,8 @@ again, but only when neither the batch nor any view of it is left; whoever keeps
 unchanged, and makes the next one take fresh memory.
 
 Arrays begin at a page, as images in the file do. Where source and destination lie differently
-within a cache line, copying takes 1.8 times as long: measured with 48 KiB each on Zen 4, whose
-``rep movsb`` that is. A NumPy array of this size would begin 16 bytes into a page.
+within a cache line, copying takes 1.6 to 1.8 times as long: measured with 48 KiB each on Zen 4,
+whose ``rep movsb`` that is. A NumPy array of this size would begin 16 bytes into a page.
 """
 
 import math
@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from user_system.core.types import Array
+from user_system.replay.mapped import PAGE
 
 T = TypeVar("T", bound=np.generic)
-
-PAGE = 4096
 
 _KEPT = 8
 """Bases kept, used or not."""

@@ -1,9 +1,9 @@
 """Equal runs of bytes, copied out of a large buffer into one array: the hot loop of every draw.
 
-Where all of them are whole pages, the buffer is a table of pages and the batch one ``np.take`` of
+Where all of them are whole pages, the buffer is a table of pages and the batch a few ``np.take`` of
 them. Elsewhere each run is a slice that is copied by itself. Measured for 1,024 images of 48 KiB,
-the first way takes 0.85 of the time of the second; with a table of 1 or 2 KiB it would take twice
-as long as the second, since ``memcpy`` has its fast way only from about 2 KiB on.
+the first way takes 0.82 to 0.89 of the time of the second; with a table of 1 or 2 KiB it would take
+twice as long as the second, since ``memcpy`` has its fast way only from about 2 KiB on.
 """
 
 from functools import lru_cache
@@ -11,31 +11,37 @@ from functools import lru_cache
 import numpy as np
 
 from user_system.core.types import Array
-
-PAGE = 4096
+from user_system.replay.mapped import PAGE
 
 _TOGETHER = 64
 """Runs of each half that are copied in turn."""
 
 
-def take_pages(source: memoryview, size: int, starts: Array, out: Array) -> None:
+def take(source: memoryview, size: int, starts: Array, out: Array) -> None:
     """Copy ``size`` bytes from each of ``starts`` ``[N]`` to ``out`` ``[N, ...]``.
-
-    A few of what steps saw, then a few of what they saw next, which lies side by side with it in
-    the file: what the processor has just learnt of the page table serves for both.
 
     Args:
         source: bytes, of which only the runs are touched; all of them have to lie within it.
-        size: of a run, a multiple of ``PAGE``.
-        starts: int64, multiples of ``PAGE``.
+        size: of a run.
+        starts: int64, at least one.
         out: contiguous.
 
     Raises:
         ValueError: it is not.
     """
+    whole = (int(np.bitwise_or.reduce(starts)) | size) % PAGE == 0
+    (_take_pages if whole else _take_slices)(source, size, starts, _in_place(out))
+
+
+def _take_pages(source: memoryview, size: int, starts: Array, out: Array) -> None:
+    """Copy whole pages.
+
+    A few of what steps saw, then a few of what they saw next, which lies side by side with it in
+    the file: what the processor has just learnt of the page table serves for both.
+    """
     table: Array = np.ndarray((len(source) // PAGE, PAGE), np.uint8, source)
     pages = starts[:, None] // PAGE + np.arange(size // PAGE)
-    target, half = _in_place(out).reshape(*pages.shape, PAGE), (len(starts) + 1) // 2
+    target, half = out.reshape(*pages.shape, PAGE), (len(starts) + 1) // 2
     for first in range(0, half, _TOGETHER):
         last = min(first + _TOGETHER, half)
         for part in (slice(first, last), slice(half + first, half + last)):
@@ -43,13 +49,12 @@ def take_pages(source: memoryview, size: int, starts: Array, out: Array) -> None
             table.take(pages[part], axis=0, out=target[part], mode="clip")
 
 
-def take(source: memoryview, size: int, starts: Array, out: Array) -> None:
-    """Do what ``take_pages`` does for runs of any size at any place.
+def _take_slices(source: memoryview, size: int, starts: Array, out: Array) -> None:
+    """Copy runs of any size from any place, what a step saw and what it saw next in turn.
 
-    The order is such that what a step saw and what it saw next, which lie side by side in the file,
-    are copied one after the other. A thousand times per batch, so what can be made ahead is.
+    A thousand times per batch, so what can be made ahead is.
     """
-    target = _in_place(out).reshape(-1).data
+    target = out.reshape(-1).data
     order, parts = _in_pairs(len(starts), size)
     starts = starts[order]
     for part, start, end in zip(parts, starts.tolist(), (starts + size).tolist(), strict=True):

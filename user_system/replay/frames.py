@@ -53,8 +53,6 @@ class _Camera:
         self.number = number
         self.shape = shape
         self.size = int(np.prod(shape))
-        self.paged = self.size % copies.PAGE == 0
-        """Each of its images that was looked at is whole pages of the file, where stored raw."""
         self.cache_bytes = cache_bytes
         self.cache: Cache | None = None
         """Decoded images; None: all of them are stored raw, as far as was seen."""
@@ -68,7 +66,6 @@ class _Camera:
         self.position.data[row] = piece.position
         self.length.data[row] = piece.length
         self.codec.data[row] = codecs.CODECS.index(piece.codec)
-        self.paged = self.paged and piece.position % copies.PAGE == 0
 
     def pad(self, rows: int) -> None:
         self.position.pad(rows, -1)
@@ -129,13 +126,13 @@ class Frames:
             By camera those of ``rows`` whose images are damaged; what ``outs`` hold for them is
             arbitrary.
         """
-        self.read += len(rows) * len(outs)
         cameras = [self._cameras[name] for name in outs]
         for camera in cameras:
             camera.pad(len(self._rows.robot_ns))
         starts = [camera.position.data[rows] for camera in cameras]
         if len(rows) and self._plain(cameras, rows, starts):
             self._take(txn, cameras, starts, list(outs.values()))
+            self.read += len(rows) * len(outs)
             return {}
         damaged = {
             name: self._fill(txn, camera, rows, out)
@@ -155,8 +152,7 @@ class Frames:
         """Copy images whose checksum was right when they were wanted for the first time."""
         source, waited = self._env.whole(txn), _waited()
         for camera, at, out in zip(cameras, starts, outs, strict=True):
-            take = copies.take_pages if camera.paged else copies.take
-            take(source, camera.size, at, out)
+            copies.take(source, camera.size, at, out)
         if _waited() != waited:
             self._cold = _STAY_COLD
 
@@ -165,7 +161,7 @@ class Frames:
         missing = rows < 0
         located = (camera.position.data[rows] >= 0) & ~missing
         fresh, known = np.flatnonzero(~located & ~missing), np.flatnonzero(located)
-        self.read -= int(missing.sum())
+        self.read += len(fresh) + len(known)
         damaged = self._check(txn, camera, rows, fresh, out) if len(fresh) else []
         if damaged:
             return damaged

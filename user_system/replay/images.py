@@ -18,9 +18,9 @@ key is (fragment, camera, group), big-endian; a value is::
 
 A value of ``SMALLEST`` bytes or more has pages of its own, which never move until it is deleted:
 that is what makes it possible to remember where an image lies. They begin with LMDB's page header
-of 16 bytes, which counts where images begin: at a cache line of the file, and raw ones whose size
-is a multiple of a larger power of two at a multiple of that, up to a page. So a whole batch of them
-is gathered in one call (see ``copies``), and the zeros before them take no page that the header did
+of 16 bytes, which counts where images begin: at a cache line of the file, and those whose lengths
+are all multiples of a larger power of two at a multiple of that, up to a page. So a batch of them
+is gathered as pages (see ``copies``), and the zeros before them take no page that the header did
 not take already.
 """
 
@@ -37,6 +37,7 @@ from user_system.codec import images as codecs
 from user_system.core.errors import DamageError
 from user_system.core.types import Array, Fragment
 from user_system.replay.env import Txn
+from user_system.replay.mapped import HEADER, PAGE
 from user_system.replay.schema import Schema, Shape
 
 GROUP_BYTES = 1 << 20
@@ -45,10 +46,8 @@ GROUP_BYTES = 1 << 20
 SMALLEST = 4096
 """Bytes; anything above half a page is kept out of LMDB's leaf pages."""
 
-PAGE, LINE = 4096, 64
-"""The largest and the smallest thing in the file that an image begins with, in bytes."""
-
-_PAGE_HEADER = 16
+LINE = 64
+"""A cache line, bytes: what an image begins with at least."""
 
 _KEY = struct.Struct(">QHH")
 _SUM = struct.Struct("<Q")
@@ -276,7 +275,7 @@ def grain(lengths: Array) -> int:
 def first_image(count: int, grain: int = LINE) -> int:
     """Return where in a value of ``count`` images the first one begins, see ``grain``."""
     first = _TABLE + count * ENTRY.itemsize
-    return first + -(first + _PAGE_HEADER) % grain
+    return first + -(first + HEADER.size) % grain
 
 
 def _value(
