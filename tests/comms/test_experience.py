@@ -992,3 +992,21 @@ def test_labels_and_stats(
     with pytest.raises(LinkError, match="could not label"):
         label(gone, "e", "success", "1")
     gone.close()
+
+
+def test_small_fragments_travel_together_and_no_more_than_fit(
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tunnel = DirectTunnel(Endpoints(replay="127.0.0.1:1"), credentials("host-1"))
+    client = ExperienceClient(tunnel, outbox, "host-1")
+    made = [make_fragment(sequence=k) for k in range(5)]
+    size = max(client._fragment(fragment).ByteSize() for fragment in made)
+    monkeypatch.setattr(experience_client, "_TOGETHER", 2 * size)
+    sent = [message.fragments.fragments for message in client._messages(made)]
+    assert [[part.sequence for part in parts] for parts in sent] == [[0, 1], [2, 3], [4]]
+    monkeypatch.setattr(experience_client, "_TOGETHER", size // 2)
+    assert len(list(client._messages(made))) == 5, "one that is larger goes by itself"
+    tunnel.close()

@@ -43,6 +43,13 @@ def test_runs_to_some_places_leave_the_others_alone(size, chosen):
             assert (out[slot] == 77).all()
 
 
+def test_one_run_that_begins_at_no_page_among_others_that_do():
+    starts = np.array([0, 2 * PAGE, PAGE + 8, 3 * PAGE])
+    out = np.zeros((4, PAGE), np.uint8)
+    copies.take(SOURCE.data, PAGE, starts, out)
+    assert (out == expected(PAGE, starts)).all()
+
+
 def test_an_array_that_is_not_contiguous_is_refused_rather_than_left_unfilled():
     out = np.zeros((4, 2 * PAGE), np.uint8)[:, ::2]
     with pytest.raises((ValueError, AttributeError)):

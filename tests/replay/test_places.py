@@ -239,6 +239,28 @@ def test_blocks_that_cannot_be_made_are_no_concern_of_who_appends(
     assert "could not be put into blocks" in caplog.text
 
 
+def test_where_a_fragments_images_lie_is_read_once_and_not_from_a_snapshot_that_is_over(
+    written, monkeypatch
+):
+    path, _ = written
+    read = []
+    decode = places.decode
+    monkeypatch.setattr(
+        places, "decode", lambda data, who=None: read.append(data) or decode(data, who)
+    )
+    with reader(path).open() as env:
+        data = ReplayData(env, seed=1)
+        for _ in range(data.count()):
+            data.consume(Draw(1))
+        assert 0 < len(read) <= 6, "once for each fragment"
+        with env.read() as txn:
+            mapped_at = np.frombuffer(env.whole(txn), np.uint8).__array_interface__["data"][0]
+            size = env.size()
+        for found in read:
+            address = np.frombuffer(found, np.uint8).__array_interface__["data"][0]
+            assert not mapped_at <= address < mapped_at + size
+
+
 @pytest.mark.parametrize(
     ("shape", "codec", "grain"),
     [

@@ -114,8 +114,7 @@ class Ledger:
             old = Entry(group[0].offset, group[0].offset, 0, 0, 0, LIVE, _RECORDING)
         labels = {label for each in group for label in each.fragment.segment.tolist()}
         segments = old.segments | sum(1 << label for label in labels)
-        complete = old.flags & COMPLETE or any(each.fragment.final for each in group)
-        flags = COMPLETE if complete else old.flags
+        flags = COMPLETE if any(each.fragment.final for each in group) else old.flags
         new = Entry(
             old.first,
             group[-1].offset,
