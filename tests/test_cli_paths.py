@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from user_system import cli
-from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
 from user_system.replay.queue import Queue
 from user_system.replay.store import Store
+
+from .episodes import fragment
 
 COMMANDS: dict[str, list[str]] = {
     "stats": ["stats", "{store}"],
@@ -31,7 +31,7 @@ COMMANDS: dict[str, list[str]] = {
     "merge from": ["merge", "{free}", "{store}"],
     "backup": ["backup", "{store}", "{free}"],
     "restore": ["restore", "{store}", "{free}"],
-    "delete": ["delete", "{store}", "arm-1", "--why", "a face"],
+    "delete": ["delete", "{store}", "arm-0", "--why", "a face"],
     "export": ["export", "{store}", "{free}", "--format", "lerobot"],
     "export to mcap": ["export", "{store}", "{free}", "--format", "mcap"],
     "import into": ["import", "{store}", "{dataset}"],
@@ -50,32 +50,6 @@ MAKERS: dict[str, list[str]] = {
     "report to": ["report", "{good}", "--out", "{target}"],
 }
 """Commands that make something at ``{target}``."""
-
-
-def fragment() -> Fragment:
-    """Return an episode of three steps in one fragment, with images."""
-    t, rng = 3, np.random.default_rng(1)
-    header = FragmentHeader(
-        *("arm", 1, 0, "run", "pick", "arm-1", 0, Purpose.TRAIN, "s", "arm", "e", "b", 1, 1),
-    )
-    return Fragment(
-        header=header,
-        observation={
-            "q": rng.random((t + 1, 2)).astype(np.float32),
-            "cam": rng.integers(0, 256, (t + 1, 48, 48, 3), np.uint8),
-        },
-        executed=rng.random((t, 2)).astype(np.float32),
-        proposed=np.full((t, 2), np.nan, np.float32),
-        reward=np.zeros(t, np.float32),
-        segment=np.full(t, Segment.AUTO, np.uint8),
-        end=np.array([0, 0, End.TERMINATED], np.uint8),
-        robot_ns=np.arange(t + 1, dtype=np.int64) * 100_000_000,
-        policy=np.zeros(t, np.uint16),
-        version=np.zeros(t, np.int64),
-        operator=np.zeros(t, np.uint16),
-        chunk=np.zeros(t, np.int32),
-        position=np.arange(t, dtype=np.int32),
-    )
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
@@ -173,42 +147,32 @@ def good(root: Path) -> Path:
     return root / "replay"
 
 
-def a_directory_for(name: str) -> Callable[[Path], Path]:
+def good_but(name: str, spoil: Callable[[Path], object]) -> Callable[[Path], Path]:
+    """Return a maker of a store in the place of one of whose files there is something else."""
+
     def make(root: Path) -> Path:
         path = good(root)
         (path / name).unlink(missing_ok=True)
-        (path / name).mkdir()
+        spoil(path / name)
         return path
 
     return make
+
+
+def a_directory_for(name: str) -> Callable[[Path], Path]:
+    return good_but(name, Path.mkdir)
 
 
 def without(name: str) -> Callable[[Path], Path]:
-    def make(root: Path) -> Path:
-        path = good(root)
-        (path / name).unlink()
-        return path
-
-    return make
+    return good_but(name, lambda file: None)
 
 
 def a_loop_for(name: str) -> Callable[[Path], Path]:
-    def make(root: Path) -> Path:
-        path = good(root)
-        (path / name).unlink(missing_ok=True)
-        (path / name).symlink_to(path / name)
-        return path
-
-    return make
+    return good_but(name, lambda file: file.symlink_to(file))
 
 
 def manifest_of(text: bytes) -> Callable[[Path], Path]:
-    def make(root: Path) -> Path:
-        path = good(root)
-        (path / "manifest.json").write_bytes(text)
-        return path
-
-    return make
+    return good_but("manifest.json", lambda file: file.write_bytes(text))
 
 
 PLACES: dict[str, Callable[[Path], Path]] = {
@@ -244,7 +208,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A store with an episode in it, and a dataset."""
     root = tmp_path_factory.mktemp("given")
     with Store(root / "good").open(create=True) as store:
-        assert store.append([fragment()]) == []
+        assert store.append([fragment("arm", 0)]) == []
     status, _, err = run(
         ["export", str(root / "good"), str(root / "dataset"), "--format", "lerobot"]
     )
