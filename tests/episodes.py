@@ -6,7 +6,7 @@ from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segme
 
 
 def fragment(producer: str, sequence: int) -> Fragment:
-    """Return an episode of three steps in one fragment, with images."""
+    """Return an episode of three steps at 10 Hz in one fragment, with images."""
     t, rng = 3, np.random.default_rng(sequence)
     header = FragmentHeader(
         *(producer, 1, sequence, "run", "pick", f"{producer}-{sequence}", 0, Purpose.TRAIN),
@@ -23,7 +23,7 @@ def fragment(producer: str, sequence: int) -> Fragment:
         reward=np.zeros(t, np.float32),
         segment=np.full(t, Segment.AUTO, np.uint8),
         end=np.array([0, 0, End.TERMINATED], np.uint8),
-        robot_ns=np.arange(t + 1, dtype=np.int64),
+        robot_ns=np.arange(t + 1, dtype=np.int64) * 100_000_000,
         policy=np.zeros(t, np.uint16),
         version=np.zeros(t, np.int64),
         operator=np.zeros(t, np.uint16),

@@ -262,7 +262,7 @@ def test_a_target_that_cannot_be_made_is_named(
 _RIGHTS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from test_cli_paths import run
+from tests.test_cli_paths import run
 print(json.dumps([run(words) for words in json.load(sys.stdin)]))
 """
 
@@ -304,7 +304,7 @@ def test_a_place_that_may_not_be_written_is_named(tmp_path: Path, given: dict[st
 
 def run_without_rights(commands: list[list[str]]) -> list[tuple[int, str, str]]:
     child = subprocess.run(
-        [sys.executable, "-c", _RIGHTS, str(Path(__file__).parent)],
+        [sys.executable, "-c", _RIGHTS, str(Path(__file__).parents[1])],
         input=json.dumps(commands),
         capture_output=True,
         text=True,
