@@ -72,6 +72,11 @@ def test_system_installs_where_it_may(machine, tmp_path):
     assert "libegl-mesa0" in calls[1]
 
 
+def test_system_installs_what_tests_need_only_for_tests(machine):
+    assert "iptables" not in machine.run("scripts/system").stderr
+    assert "iproute2 iptables" in machine.run("scripts/system", "--tests").stderr
+
+
 def test_system_goes_on_when_installing_fails(machine):
     machine.has("id", "echo 0")
     done = machine.run("scripts/system")
