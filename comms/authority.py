@@ -3,11 +3,16 @@
 See ``comms.credentials`` for the files. Peers that listen are of role ``service``; only their
 certificates carry addresses, so that no other holder of a good certificate can pass itself off as
 the hub.
+
+Two ways lead to a certificate. Processes of the authority's own host are *issued* theirs, key and
+all (``issue``). Everybody else keeps the key and has a request for it *signed*: at first with an
+invitation (``comms.invitations``), later with the certificate that runs out (``renew``).
 """
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -20,11 +25,14 @@ from comms.credentials import (
     Peer,
     Role,
     check_name,
+    fingerprint,
+    key_fingerprint,
     parse,
     read,
     read_allowed,
     read_curve,
     read_secret,
+    read_table,
     split,
     subject,
     write,
@@ -36,22 +44,37 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 LIFE = timedelta(days=90)
+EARLY = timedelta(hours=1)
+"""How long before its making a certificate is valid already: hosts whose clocks differ by less
+still agree that it is."""
 _CA_LIFE = timedelta(days=3650)
+_KEPT = 3
+"""Certificates of one name that count beside the one in use: an answer with a new one can be lost,
+and is then asked for again."""
 
 
 class Authority:
     """The certificate authority of one run or one lab. ``open`` makes it at first start."""
 
     def __init__(
-        self, directory: Path, certificate: "x509.Certificate", key: "ec.EllipticCurvePrivateKey"
+        self,
+        directory: Path,
+        certificate: "x509.Certificate",
+        key: "ec.EllipticCurvePrivateKey",
+        life: timedelta,
     ):
-        self._directory = directory
-        self._certificate = certificate
+        self.directory = directory
+        self.certificate = certificate
         self._key = key
+        self._life = life
 
     @classmethod
-    def open(cls, directory: Path) -> "Authority":
+    def open(cls, directory: Path, lifetime_s: float | None = None) -> "Authority":
         """Load the authority of ``directory``; create it where there is none.
+
+        Args:
+            directory: where everything of it is.
+            lifetime_s: life of the certificates that it signs; None: 90 days.
 
         Raises:
             SecurityError: it is there but not readable, or others can read its secrets.
@@ -61,7 +84,7 @@ class Authority:
 
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
-        with _locked(directory):
+        with locked(directory):
             if not (directory / "ca.key").exists():
                 _create_authority(directory)
         certificate = parse(read(directory / "ca.crt"))
@@ -70,12 +93,28 @@ class Authority:
             raise SecurityError(
                 f"key in {directory} is of the wrong kind", got=type(key).__name__, allowed="EC"
             )
-        return cls(directory, certificate, key)
+        life = LIFE if lifetime_s is None else timedelta(seconds=lifetime_s)
+        return cls(directory, certificate, key, life)
+
+    @property
+    def pem(self) -> bytes:
+        """The authority's certificate."""
+        return read(self.directory / "ca.crt")
+
+    @property
+    def pin(self) -> bytes:
+        """Fingerprint of the authority's public key, 32 bytes."""
+        return key_fingerprint(self.certificate.public_key())
+
+    @property
+    def hub_curve(self) -> bytes:
+        """The hub's public CURVE key, Z85."""
+        return read(self.directory / f"{HUB}.pub").strip()
 
     def issue(
         self, name: str, role: Role, sans: Sequence[str] = ("localhost", "127.0.0.1")
     ) -> Credentials:
-        """Return the credentials of a process, made or renewed where that is due.
+        """Return the credentials of a process of this host, made or renewed where that is due.
 
         Args:
             name: unique in the lab; a robot host's is the name of the host.
@@ -83,76 +122,239 @@ class Authority:
             sans: host names and addresses under which a ``service`` listens; others have none.
 
         Raises:
-            SecurityError: not a name, or what is there cannot be read.
+            SecurityError: not a name, revoked, or what is there cannot be read.
         """
         check_name(name)
-        with _locked(self._directory):
+        with locked(self.directory):
+            entries = read_allowed(self.directory)
+            if name not in entries and name in read_revoked(self.directory):
+                raise SecurityError(f"{name!r} was revoked", todo=_REVOKED_TODO.format(name=name))
             if not self._fresh(name, role, sans):
-                self._sign(name, role, sans)
-            if not (self._directory / f"{name}.curve").exists():
-                _create_curve(self._directory, name)
-            public, _ = read_curve(self._directory / f"{name}.curve")
-            entries = read_allowed(self._directory)
-            entries[name] = {"role": role.value, "curve": public.decode()}
-            _write_allowed(self._directory, entries)
-        return Credentials.load(self._directory, name)
+                self._make(name, role, sans)
+            if not (self.directory / f"{name}.curve").exists():
+                _create_curve(self.directory, name)
+            public, _ = read_curve(self.directory / f"{name}.curve")
+            certificate = parse(split(read_secret(self.directory / f"{name}.pem"))[0])
+            self._allow(entries, Peer(name, role), public, certificate)
+        return Credentials.load(self.directory, name)
+
+    def renew_issued(self) -> list[str]:
+        """Renew what was issued here and is due; return whose. Its processes read it again."""
+        renewed = []
+        for name, entry in read_allowed(self.directory).items():
+            path = self.directory / f"{name}.pem"
+            if path.exists():
+                old = read(path)
+                sans = _sans(parse(split(old)[0]))
+                self.issue(name, Role(entry["role"]), sans)
+                renewed += [name] if read(path) != old else []
+        return renewed
+
+    def renew(self, shown: bytes, request: bytes, witness: Callable[[Peer], object]) -> bytes:
+        """Sign a request of somebody who is enrolled, for the same name, role and addresses.
+
+        Args:
+            shown: the certificate that it has proved to hold, PEM.
+            request: a certificate signing request, PEM.
+            witness: is told before anything is changed; what it raises ends the matter.
+
+        Returns:
+            The new certificate, PEM. The old one counts until it runs out.
+
+        Raises:
+            SecurityError: it is not enrolled (any more), or asks for something else.
+        """
+        old = parse(shown)
+        peer = subject(old)
+        with locked(self.directory):
+            entries = read_allowed(self.directory)
+            entry = entries.get(peer.name, {})
+            if fingerprint(old) not in entry.get("certificates", {}) or entry["role"] != peer.role:
+                raise SecurityError(f"{peer.name!r} is not enrolled with this certificate any more")
+            key = requested(request, peer)
+            self.check_keys(key)
+            witness(peer)
+            signed = self.sign(peer, key, _sans(old))
+            self._allow(entries, peer, entry["curve"].encode(), parse(signed), old)
+        return signed
+
+    def enrol(self, peer: Peer, curve_public: bytes, signed: bytes, *, anew: bool = False) -> None:
+        """Put a certificate that was signed here on the allow-list. The lock is held.
+
+        Args:
+            peer: whose it is.
+            curve_public: its public CURVE key, Z85.
+            signed: the certificate, PEM.
+            anew: whether nothing that it had before counts any more.
+        """
+        entries = read_allowed(self.directory)
+        if anew:
+            entries.pop(peer.name, None)
+        self._allow(entries, peer, curve_public, parse(signed))
 
     def revoke(self, name: str) -> None:
-        """Take a name off the allow-list and delete its secrets; connections in use stay."""
+        """Take a name off the allow-list; its keys never count again. Deletes what is here of it.
+
+        Its connections are cut by whoever serves them as soon as they see the list.
+        """
         check_name(name)
-        with _locked(self._directory):
-            entries = read_allowed(self._directory)
-            entries.pop(name, None)
-            _write_allowed(self._directory, entries)
+        with locked(self.directory):
+            entries = read_allowed(self.directory)
+            entry = entries.pop(name, {})
+            self._note_revoked(name, entry)
+            _write_allowed(self.directory, entries)
             for suffix in ("pem", "curve"):
-                (self._directory / f"{name}.{suffix}").unlink(missing_ok=True)
+                (self.directory / f"{name}.{suffix}").unlink(missing_ok=True)
 
-    def _fresh(self, name: str, role: Role, sans: Sequence[str]) -> bool:
-        """Whether a certificate is there that says the same and has a third of its life left."""
-        path = self._directory / f"{name}.pem"
-        if not path.exists():
-            return False
-        certificate = parse(split(read_secret(path))[0])
-        due = certificate.not_valid_after_utc - LIFE / 3
-        same = subject(certificate) == Peer(name, role) and _sans(certificate) == sorted(
-            sans if role is Role.SERVICE else ()
-        )
-        return same and datetime.now(UTC) < due
+    def check_keys(self, key: "ec.EllipticCurvePublicKey", curve_public: bytes = b"") -> None:
+        """Refuse keys of somebody who was revoked. The lock is held.
 
-    def _sign(self, name: str, role: Role, sans: Sequence[str]) -> None:
+        Raises:
+            SecurityError: one of them was.
+        """
+        known = read_revoked(self.directory).values()
+        lost = {key for entry in known for key in entry["keys"]}
+        if lost & {key_fingerprint(key).hex(), curve_public.decode()}:
+            raise SecurityError(
+                "a key of somebody who was revoked", todo="Ask with a new invitation, and new keys."
+            )
+
+    def sign(self, peer: Peer, key: "ec.EllipticCurvePublicKey", sans: Sequence[str] = ()) -> bytes:
+        """Return a certificate for somebody's public key, PEM."""
         from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.serialization import Encoding
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
-        key = ec.generate_private_key(ec.SECP256R1())
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = _builder(Peer(name, role), self._certificate.subject, key.public_key(), LIFE)
-        if role is Role.SERVICE:
+        builder = _builder(peer, self.certificate.subject, key, self._life)
+        if peer.role is Role.SERVICE:
             uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
             alternatives = x509.SubjectAlternativeName([_general_name(san) for san in sans])
             builder = builder.add_extension(alternatives, critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
-        certificate, secret = _signed(builder, key, self._key)
-        write(self._directory / f"{name}.pem", certificate + secret, secret=True)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _allow(
+        self,
+        entries: dict[str, Any],
+        peer: Peer,
+        curve_public: bytes,
+        new: "x509.Certificate",
+        used: "x509.Certificate | None" = None,
+    ) -> None:
+        """Enter a certificate beside those of its name that still count.
+
+        The one in use stays; of others only the newest few, so that lost answers do not add up.
+        """
+        before = entries.get(peer.name, {})
+        same = before.get("role") == peer.role and before.get("curve") == curve_public.decode()
+        old = before.get("certificates", {}) if same else {}
+        alive = [kept for kept in old.items() if kept[1]["until"] > time.time()]
+        alive.sort(key=lambda kept: float(kept[1]["since"]))
+        certificates = dict(alive[-_KEPT:])
+        if used is not None:
+            certificates[fingerprint(used)] = _facts(used)
+        certificates[fingerprint(new)] = _facts(new)
+        entry = {
+            "role": peer.role.value,
+            "curve": curve_public.decode(),
+            "certificates": certificates,
+        }
+        if before != entry:
+            _write_allowed(self.directory, {**entries, peer.name: entry})
+
+    def _note_revoked(self, name: str, entry: dict[str, Any]) -> None:
+        known = read_revoked(self.directory)
+        keys = set(known.get(name, {}).get("keys", ()))
+        keys |= {facts["key"] for facts in entry.get("certificates", {}).values()}
+        keys |= {entry["curve"]} if entry else set()
+        known[name] = {"at": time.time(), "keys": sorted(keys)}
+        write_table(self.directory / "revoked.json", known)
+
+    def _fresh(self, name: str, role: Role, sans: Sequence[str]) -> bool:
+        """Whether a certificate is there that says the same and has a third of its life left."""
+        path = self.directory / f"{name}.pem"
+        if not path.exists():
+            return False
+        certificate = parse(split(read_secret(path))[0])
+        left = certificate.not_valid_after_utc - datetime.now(UTC)
+        same = subject(certificate) == Peer(name, role) and _sans(certificate) == sorted(
+            sans if role is Role.SERVICE else ()
+        )
+        return same and self._life / 3 < left <= self._life
+
+    def _make(self, name: str, role: Role, sans: Sequence[str]) -> None:
+        """Write a new key and its certificate."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.sign(Peer(name, role), key.public_key(), sans)
+        write(self.directory / f"{name}.pem", certificate + secret_pem(key), secret=True)
+
+
+_REVOKED_TODO = (
+    "Let it in again with `user-system enrol create {name} --here`, or take it out of the manifest."
+)
+
+
+def requested(request: bytes, peer: Peer | None = None) -> "ec.EllipticCurvePublicKey":
+    """Return the public key of a certificate signing request.
+
+    Args:
+        request: PEM, signed with the key that it names.
+        peer: who may ask; what the request says of itself must be the same. None: it is not looked
+            at, because an invitation says it.
+
+    Raises:
+        SecurityError: not a request, of another kind of key, or for somebody else.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        parsed = x509.load_pem_x509_csr(request)
+        valid = parsed.is_signature_valid
+        key = parsed.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SecurityError("not a certificate signing request", got=error) from error
+    if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise SecurityError("the request is not signed with an EC key of its own")
+    if not isinstance(key.curve, ec.SECP256R1):
+        raise SecurityError("key of an unknown curve", got=key.curve.name, allowed="secp256r1")
+    if peer is not None and parsed.subject != subject_name(peer):
+        raise SecurityError(
+            "a certificate is renewed for the same name and role only",
+            got=parsed.subject.rfc4514_string(),
+            allowed=subject_name(peer).rfc4514_string(),
+        )
+    return key
 
 
 def _create_authority(directory: Path) -> None:
     from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     key = ec.generate_private_key(ec.SECP256R1())
     own = Peer("user-system authority", Role.SERVICE)
-    builder = _builder(own, _subject_name(own), key.public_key(), _CA_LIFE)
+    builder = _builder(own, subject_name(own), key.public_key(), _CA_LIFE)
+    itself = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = builder.add_extension(itself, critical=False)
     builder = builder.add_extension(x509.BasicConstraints(True, 0), critical=True)
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     builder = builder.add_extension(usage, critical=True)
     _create_curve(directory, HUB)
     _write_allowed(directory, {})
-    certificate, secret = _signed(builder, key, key)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
     write(directory / "ca.crt", certificate)
     # Last: where it is, everything else is there too.
-    write(directory / "ca.key", secret, secret=True)
+    write(directory / "ca.key", secret_pem(key), secret=True)
 
 
 def _create_curve(directory: Path, name: str) -> None:
@@ -172,17 +374,17 @@ def _builder(
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
-        .subject_name(_subject_name(peer))
+        .subject_name(subject_name(peer))
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        # Hosts whose clocks differ by less than an hour still agree that it is valid.
-        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_before(now - EARLY)
         .not_valid_after(now + life)
     )
 
 
-def _subject_name(peer: Peer) -> "x509.Name":
+def subject_name(peer: Peer) -> "x509.Name":
+    """Return a name and a role as a certificate states them."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -214,30 +416,44 @@ def _sans(certificate: "x509.Certificate") -> list[str]:
     return sorted(str(name.value) for name in extension.value)
 
 
-def _signed(
-    builder: "x509.CertificateBuilder",
-    key: "ec.EllipticCurvePrivateKey",
-    signer: "ec.EllipticCurvePrivateKey",
-) -> tuple[bytes, bytes]:
-    """Return the certificate and its key as PEM."""
-    from cryptography.hazmat.primitives import hashes, serialization
+def secret_pem(key: "ec.EllipticCurvePrivateKey") -> bytes:
+    """Return a private key as PEM."""
+    from cryptography.hazmat.primitives import serialization
 
-    secret = key.private_bytes(
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    certificate = builder.sign(signer, hashes.SHA256())
-    return certificate.public_bytes(serialization.Encoding.PEM), secret
+
+
+def _facts(certificate: "x509.Certificate") -> dict[str, Any]:
+    """Return what the allow-list keeps of a certificate; times in s since 1970."""
+    return {
+        "key": key_fingerprint(certificate.public_key()).hex(),
+        "since": (certificate.not_valid_before_utc + EARLY).timestamp(),
+        "until": certificate.not_valid_after_utc.timestamp(),
+    }
+
+
+def read_revoked(directory: Path) -> dict[str, Any]:
+    """Return who was revoked: name -> when (``at``, s since 1970) and the ``keys`` it had."""
+    path = directory / "revoked.json"
+    return read_table(path) if path.exists() else {}
+
+
+def write_table(path: Path, entries: dict[str, Any]) -> None:
+    """Replace a table of the authority."""
+    write(path, json.dumps(entries, indent=1, sort_keys=True).encode(), secret=True)
 
 
 def _write_allowed(directory: Path, entries: dict[str, Any]) -> None:
-    write(directory / "allow.json", json.dumps(entries, indent=1, sort_keys=True).encode())
+    write_table(directory / "allow.json", entries)
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against a second process that issues at the same time."""
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory against everybody else who would change it; not reentrant."""
     with (directory / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -8,30 +8,37 @@ them into one directory (0700; secrets 0600)::
     NAME.pem                 certificate and key of a process, secret
     NAME.curve               its CURVE key pair: public and secret, Z85, one per line, secret
     hub.pub                  the hub's public CURVE key
-    allow.json               name -> role and public CURVE key
+    allow.json               name -> role, public CURVE key, certificates that count
+    invitations.json         who may still join, see ``comms.invitations``
+    revoked.json             name -> when, and the keys that must never come back
 
-A name that is not on the allow-list (any more) is refused, however good its certificate is.
+Who is not on the allow-list (any more) is refused, however good its certificate is. It names each
+certificate that counts: one of before a revocation stays refused though its name is back.
 """
 
+import hashlib
 import json
 import os
 import re
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from user_system.core.durable import sync
 from user_system.core.errors import SecurityError
 
 if TYPE_CHECKING:
     from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 HUB = "hub"
 """Name of the process whose CURVE key all others know."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_RESERVED = frozenset({"ca", "allow"})
+_RESERVED = frozenset({"ca", "allow", "invitations", "revoked"})
 """Names whose files would be the authority's own."""
 
 
@@ -95,14 +102,30 @@ class Credentials:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a counterpart's certificate says."""
+
+    peer: Peer
+    fingerprint: str
+    """Of the certificate, see ``fingerprint``."""
+    until: float
+    """End of its validity, s since 1970."""
+
+
 class AllowList:
-    """Who may connect, as last written by the authority. Read again whenever the file changes."""
+    """Who may connect, as last written by the authority. Read again whenever the file changes.
+
+    Looking whether it did is one ``stat``, about 2 us. Thread-safe: readers see the old list or the
+    new one.
+    """
 
     def __init__(self, directory: Path):
         self._directory = directory
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._peers: dict[str, Peer] = {}
         self._by_curve: dict[bytes, Peer] = {}
+        self._certificates: dict[str, frozenset[str]] = {}
 
     def lookup(self, curve_public: bytes) -> Peer | None:
         """Return who owns a public CURVE key (Z85); None: nobody we know."""
@@ -114,17 +137,33 @@ class AllowList:
         self._refresh()
         return self._peers.get(peer.name) == peer
 
+    def admits(self, shown: Shown) -> bool:
+        """Return whether this very certificate counts now."""
+        return (
+            self.holds(shown.peer)
+            and shown.fingerprint in self._certificates.get(shown.peer.name, ())
+            and time.time() < shown.until
+        )
+
+    def version(self) -> object:
+        """Return something that differs whenever the list does."""
+        self._refresh()
+        return self._stamp
+
     def _refresh(self) -> None:
         path = self._directory / "allow.json"
         try:
             status = path.stat()
         except OSError as error:
             raise SecurityError(f"cannot read {path}", got=error) from error
-        stamp = (status.st_mtime_ns, status.st_ino)
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp == self._stamp:
             return
         entries = read_allowed(self._directory)
         peers = {name: Peer(name, Role(entry["role"])) for name, entry in entries.items()}
+        self._certificates = {
+            name: frozenset(entry.get("certificates", ())) for name, entry in entries.items()
+        }
         self._by_curve = {entries[name]["curve"].encode(): peer for name, peer in peers.items()}
         self._peers = peers
         self._stamp = stamp
@@ -147,6 +186,22 @@ def subject(certificate: "x509.Certificate") -> Peer:
             allowed=f"CN=<name>,OU={'|'.join(Role)}",
         )
     return Peer(str(names[0].value), Role(str(roles[0].value)))
+
+
+def fingerprint(certificate: "x509.Certificate") -> str:
+    """Return the SHA-256 of a certificate, hexadecimal."""
+    from cryptography.hazmat.primitives import hashes
+
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def key_fingerprint(key: "CertificatePublicKeyTypes") -> bytes:
+    """Return the SHA-256 of a public key (SubjectPublicKeyInfo), 32 bytes."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).digest()
 
 
 def check_name(name: str) -> None:
@@ -206,7 +261,11 @@ def read_curve(path: Path) -> tuple[bytes, bytes]:
 
 def read_allowed(directory: Path) -> dict[str, Any]:
     """Return the entries of ``allow.json``."""
-    path = directory / "allow.json"
+    return read_table(directory / "allow.json")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of the authority."""
     try:
         entries = json.loads(read(path))
     except ValueError as error:
@@ -237,10 +296,16 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, data: bytes, *, secret: bool = False) -> None:
-    """Replace a file in one step; a secret is never readable by others, not even for a moment."""
+    """Replace a file in one step that survives a power cut.
+
+    A secret is never readable by others, not even for a moment.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     mode = 0o600 if secret else 0o644
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+    sync(path.parent)

@@ -5,14 +5,27 @@ method; a method without a row is refused to everybody, so a forgotten row shows
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import grpc
 
-from comms.credentials import AllowList, Credentials, Peer, Role, parse, subject
+from comms.credentials import (
+    AllowList,
+    Credentials,
+    Peer,
+    Role,
+    Shown,
+    fingerprint,
+    parse,
+    subject,
+)
 from comms.status import abort
+from comms.wallet import Wallet
 from user_system.core.errors import LinkError, SecurityError, UserSystemError
 
 log = logging.getLogger(__name__)
@@ -30,6 +43,9 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Hub/Ask": PEOPLE | {Role.VIEWER},
     "/user_system.v1.Hub/Status": EVERYBODY,
     "/user_system.v1.Hub/Report": frozenset({Role.LEARNER, Role.SERVICE}),
+    # Who joins has no certificate yet: the page asks for it.
+    "/user_system.v1.Enrolment/Join": frozenset({Role.SERVICE}),
+    "/user_system.v1.Enrolment/Renew": EVERYBODY,
     "/user_system.v1.Experience/Stream": frozenset({Role.ROBOT}),
     "/user_system.v1.Experience/Label": frozenset({Role.LEARNER, Role.SERVICE, Role.ENGINEER}),
     "/user_system.v1.Experience/Stats": EVERYBODY,
@@ -42,13 +58,34 @@ RULES: Mapping[str, frozenset[Role]] = {
 }
 """gRPC method -> roles that may call it. Everything else is refused."""
 
+WATCH_S = 0.25
+"""How often it is looked whether those who are being served are still enrolled, s."""
 
-def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    """Return TLS for a listener that demands a certificate of the same authority."""
-    return grpc.ssl_server_credentials(
-        [(credentials.key, credentials.certificate)],
-        root_certificates=credentials.authority,
-        require_client_auth=True,
+
+def server_credentials(wallet: Wallet) -> grpc.ServerCredentials:
+    """Return TLS for a listener that demands a certificate of the same authority.
+
+    A certificate that was renewed is shown from the next connection on.
+    """
+
+    def configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(credentials.key, credentials.certificate)], root_certificates=credentials.authority
+        )
+
+    shown = wallet()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        if (now := wallet()) is shown:
+            return None
+        shown = now
+        return configuration(now)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(shown),
+        renewed,  # type: ignore[arg-type]  # the stubs forget that None means no change
+        require_client_authentication=True,
     )
 
 
@@ -65,14 +102,26 @@ def identify(context: grpc.ServicerContext) -> Peer:
     Raises:
         SecurityError: the certificate states no name or role of ours.
     """
+    return _read(shown_pem(context)).peer
+
+
+def shown_pem(context: grpc.ServicerContext) -> bytes:
+    """Return the certificate that the caller has proved to hold, PEM.
+
+    Raises:
+        SecurityError: it showed none.
+    """
     certificates = context.auth_context().get("x509_pem_cert")
     if not certificates:
         raise SecurityError("caller showed no certificate")
-    return _identify(bytes(certificates[0]))
+    return bytes(certificates[0])
 
 
 class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in stubs only
     """Stands before every method: checks the caller, turns errors into answers.
+
+    Who was let in stays watched while its call lives: when its certificate ceases to count,
+    all its streams are ended, whatever service they belong to.
 
     Args:
         allow: who is enrolled.
@@ -84,6 +133,20 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         self._rules = rules
         self._denied = 0
         self._failed = 0
+        self._cut = 0
+        self._calls: dict[int, tuple[Shown, grpc.ServicerContext]] = {}
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="gatekeeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch calls."""
+        self._watcher.start()
+
+    def close(self) -> None:
+        """Stop watching; idempotent."""
+        self._closing.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
 
     def intercept_service(
         self,
@@ -111,18 +174,29 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         return grpc.unary_unary_rpc_method_handler(single, *coders)
 
     def stats(self) -> dict[str, float]:
-        """Return how many calls were refused, and how many failed unforeseen."""
-        return {"denied": float(self._denied), "failed": float(self._failed)}
+        """Return how many calls were refused, failed unforeseen, or were cut."""
+        return {
+            "denied": float(self._denied),
+            "failed": float(self._failed),
+            "cut": float(self._cut),
+        }
 
-    def _check(self, method: str, context: grpc.ServicerContext) -> None:
+    def _check(self, method: str, context: grpc.ServicerContext) -> Shown:
         """Let the caller pass, or say who was refused what."""
-        peer = identify(context)
+        shown = _read(shown_pem(context))
+        peer = shown.peer
         roles = self._rules.get(method, frozenset())
-        if peer.role in roles and self._allow.holds(peer):
-            return
+        admitted = self._allow.admits(shown)
+        if peer.role in roles and admitted:
+            return shown
         self._denied += 1
         log.warning("refused %s to %s (%s)", method, peer.name, peer.role.value)
-        if not self._allow.holds(peer):
+        if not admitted and self._allow.holds(peer):
+            raise SecurityError(
+                f"{peer.name!r} is enrolled with another certificate by now",
+                todo="Was it enrolled anew elsewhere, or has its certificate run out?",
+            )
+        if not admitted:
             raise SecurityError(
                 f"{peer.name!r} is not enrolled as {peer.role.value} (any more)",
                 todo="Ask an engineer to enrol it.",
@@ -133,13 +207,50 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             allowed=", ".join(sorted(roles)) or "nobody",
         )
 
+    def _watch(self) -> None:
+        seen: object = None
+        legible = True
+        while not self._closing.wait(WATCH_S):
+            try:
+                version = self._allow.version()
+                self._cut_uninvited(version != seen)
+                seen, legible = version, True
+            except Exception:  # top of a thread: a list that cannot be read refuses every new call
+                if legible:
+                    log.exception("cannot tell who is still enrolled")
+                legible = False
+
+    def _cut_uninvited(self, changed: bool) -> None:
+        now = time.time()
+        for key, (shown, context) in list(self._calls.items()):
+            # A certificate runs out without the list changing.
+            if (changed or now >= shown.until) and not self._allow.admits(shown):
+                if self._calls.pop(key, None) is not None:
+                    self._cut += 1
+                    log.warning("call of %s cut: its certificate does not count", shown.peer.name)
+                context.cancel()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _watched(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        """Check the caller, and have its call cut once it would not be let in any more."""
+        shown = self._check(method, context)
+        key = id(context)
+        self._calls[key] = (shown, context)
+        try:
+            # Between the check and this line the list may have changed, and been looked at.
+            if not self._allow.admits(shown):
+                raise SecurityError(f"{shown.peer.name!r} was revoked")
+            yield
+        finally:
+            self._calls.pop(key, None)
+
     def _single(
         self, method: str, inner: Callable[[Any, grpc.ServicerContext], Any]
     ) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             try:
-                self._check(method, context)
-                return inner(request, context)
+                with self._watched(method, context):
+                    return inner(request, context)
             except UserSystemError as error:
                 abort(context, error)
             except grpc.RpcError:
@@ -155,8 +266,8 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                self._check(method, context)
-                yield from inner(request, context)
+                with self._watched(method, context):
+                    yield from inner(request, context)
             except UserSystemError as error:
                 abort(context, error)
             except grpc.RpcError:
@@ -173,5 +284,7 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
 
 
 @lru_cache(maxsize=1024)
-def _identify(certificate: bytes) -> Peer:
-    return subject(parse(certificate))
+def _read(certificate: bytes) -> Shown:
+    parsed = parse(certificate)
+    until = parsed.not_valid_after_utc.timestamp()
+    return Shown(subject(parsed), fingerprint(parsed), until)

@@ -11,6 +11,7 @@ import grpc
 from comms.credentials import AllowList, Credentials
 from comms.security import Gatekeeper, server_credentials
 from comms.tunnel import CHANNEL_OPTIONS
+from comms.wallet import Wallet, as_wallet
 from user_system.core.errors import MissingError
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Server:
             service.close()
         if not stopped.wait(grace_s + _LOST_S):
             log.warning("a call did not end with its server; not waited for any longer")
+        self._gate.close()
 
     def stats(self) -> dict[str, float]:
         """Return the counters of the gatekeeper and of all services."""
@@ -85,7 +87,7 @@ class Server:
 def serve(
     services: Sequence[Service],
     *,
-    credentials: Credentials,
+    credentials: Credentials | Wallet,
     allow: AllowList,
     address: str = "127.0.0.1:0",
     workers: int = 64,
@@ -94,7 +96,7 @@ def serve(
 
     Args:
         services: what to serve.
-        credentials: of this process, role ``service``.
+        credentials: of this process, role ``service``; a wallet's are shown as they are renewed.
         allow: who is enrolled.
         address: ``host:port``; port 0 takes a free one, see ``Server.port``.
         workers: calls at once; a stream counts as one for as long as it lives. One more is
@@ -113,12 +115,13 @@ def serve(
     for service in services:
         service.register(server)
     try:
-        port = server.add_secure_port(address, server_credentials(credentials))
+        port = server.add_secure_port(address, server_credentials(as_wallet(credentials)))
     except RuntimeError as error:
         raise MissingError(
             f"cannot listen on {address}", got=error, todo="Is the port in use? Choose another."
         ) from error
     for service in services:
         service.start()
+    gate.start()
     server.start()
     return Server(server, services, gate, port)

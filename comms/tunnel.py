@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from comms.credentials import Credentials
+from comms.wallet import Wallet, as_wallet
 from user_system.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,13 +80,19 @@ class Tunnel(Protocol):
 
 
 class DirectTunnel:
-    """Dials hub and replay themselves."""
+    """Dials hub and replay themselves.
 
-    def __init__(self, endpoints: Endpoints, credentials: Credentials):
+    After a renewal new calls go over new channels; streams stay on the old ones until they end.
+    """
+
+    def __init__(self, endpoints: Endpoints, credentials: Credentials | Wallet):
         self._endpoints = endpoints
-        self._credentials = credentials
+        self._wallet = as_wallet(credentials)
         self._lock = threading.Lock()
         self._channels: dict[str, grpc.Channel] = {}
+        self._shown = self._wallet()
+        self._retired: list[grpc.Channel] = []
+        """Those of the certificate before: it has run out when the one after it is replaced."""
 
     def channel(self, service: Service) -> "grpc.Channel":
         """Return the one gRPC channel to a service; it reconnects by itself."""
@@ -94,36 +101,48 @@ class DirectTunnel:
         from comms.security import channel_credentials
 
         with self._lock:
+            self._turn_over(self._wallet())
             if service not in self._channels:
                 self._channels[service] = grpc.secure_channel(
                     getattr(self._endpoints, service),
-                    channel_credentials(self._credentials),
+                    channel_credentials(self._shown),
                     options=CHANNEL_OPTIONS,
                 )
             return self._channels[service]
+
+    def _turn_over(self, credentials: Credentials) -> None:
+        if credentials is self._shown:
+            return
+        self._shown = credentials
+        for channel in self._retired:
+            channel.close()
+        self._retired = list(self._channels.values())
+        self._channels = {}
 
     def fresh(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
         """Return a new DEALER that dials the hub; it belongs to the calling thread."""
         import zmq
 
+        mine = self._wallet()
         socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         limit_queues(socket)
         # Only to a live connection: what waits for one waits where the newest wins.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.setsockopt(zmq.CURVE_SERVERKEY, self._credentials.hub_curve)
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._credentials.curve_public)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, self._credentials.curve_secret)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, mine.hub_curve)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, mine.curve_public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, mine.curve_secret)
         socket.connect(f"tcp://{self._endpoints.fresh}")
         return socket
 
     def close(self) -> None:
         """Close the channels."""
         with self._lock:
-            for channel in self._channels.values():
+            for channel in (*self._channels.values(), *self._retired):
                 channel.close()
             self._channels.clear()
+            self._retired.clear()
 
 
 def limit_queues(socket: "zmq.Socket[bytes]") -> None:
@@ -141,10 +160,10 @@ def limit_queues(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3000)
 
 
-KINDS: dict[str, Callable[[Endpoints, Credentials], Tunnel]] = {"direct": DirectTunnel}
+KINDS: dict[str, Callable[[Endpoints, Credentials | Wallet], Tunnel]] = {"direct": DirectTunnel}
 
 
-def open_tunnel(kind: str, endpoints: Endpoints, credentials: Credentials) -> Tunnel:
+def open_tunnel(kind: str, endpoints: Endpoints, credentials: Credentials | Wallet) -> Tunnel:
     """Return a tunnel of a kind; nothing is dialled before it is used.
 
     Raises:

@@ -2,12 +2,11 @@ import os
 import stat
 import subprocess
 import sys
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 
 import pytest
 
-from comms import authority as authority_module
 from comms.authority import Authority
 from comms.credentials import AllowList, Credentials, Peer, Role, parse
 from user_system.core.errors import SecurityError
@@ -69,21 +68,28 @@ def test_another_role_or_address_makes_a_new_certificate(tmp_path: Path) -> None
     assert issuer.issue("replay", Role.SERVICE, ("10.0.0.7",)).certificate != one.certificate
 
 
-def test_an_ageing_certificate_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    issuer = Authority.open(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(authority_module, "LIFE", authority_module.LIFE / 4)
-        old = issuer.issue("host-1", Role.ROBOT)
-    new = issuer.issue("host-1", Role.ROBOT)
+def test_an_ageing_certificate_is_renewed(tmp_path: Path) -> None:
+    old = Authority.open(tmp_path, 1000.0).issue("host-1", Role.ROBOT)
+    assert Authority.open(tmp_path, 2900.0).issue("host-1", Role.ROBOT) == old
+    new = Authority.open(tmp_path, 3100.0).issue("host-1", Role.ROBOT)
     assert parse(new.certificate).not_valid_after_utc > parse(old.certificate).not_valid_after_utc
     assert new.curve_public == old.curve_public
 
 
-def test_an_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    issuer = Authority.open(tmp_path)
-    monkeypatch.setattr(authority_module, "LIFE", datetime.now(UTC) - datetime.now(UTC))
+def test_the_lifetime_that_was_asked_for_counts(tmp_path: Path) -> None:
+    long = Authority.open(tmp_path).issue("host-1", Role.ROBOT)
+    assert left_s(long) == pytest.approx(90 * 86400, abs=60)
+    short = Authority.open(tmp_path, 7200.0).issue("host-1", Role.ROBOT)
+    assert left_s(short) == pytest.approx(7200, abs=60)
+
+
+def left_s(credentials: Credentials) -> float:
+    return parse(credentials.certificate).not_valid_after_utc.timestamp() - time.time()
+
+
+def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecurityError, match="expired"):
-        issuer.issue("host-1", Role.ROBOT)
+        Authority.open(tmp_path, 0.0).issue("host-1", Role.ROBOT)
 
 
 def test_a_certificate_of_another_authority_is_refused(tmp_path: Path) -> None:

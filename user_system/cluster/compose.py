@@ -13,13 +13,14 @@ from typing import Any
 from user_system.cluster import configs, resources
 from user_system.cluster.configs import LinkConfig, PluginConfig
 from user_system.cluster.cores import Cores, divide
-from user_system.cluster.enrol import READER
+from user_system.cluster.enrol import PAGE, READER
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import LearnerEntry, Manifest, OperatorEntry, RobotEntry
 from user_system.cluster.parse import dump
 from user_system.cluster.plan import Process
 from user_system.cluster.ports import Ports
+from user_system.core.addresses import is_wildcard, with_port
 
 HEAD = "head"
 CUBE_HALF = 0.02
@@ -72,7 +73,11 @@ class Composer:
     @property
     def page(self) -> str:
         """Address of the page."""
-        return f"http://{self.manifest.teleop.host}:{self.ports.page}"
+        return self._page_at(self.manifest.page_names[0])
+
+    def _page_at(self, name: str) -> str:
+        scheme = "https" if self.manifest.teleop.secure else "http"
+        return f"{scheme}://{with_port(name, self.ports.page)}"
 
     # --- the head ----------------------------------------------------------------------------
 
@@ -84,6 +89,7 @@ class Composer:
             schedule=self.manifest.schedule.rule(
                 self.manifest.name, next(iter(self.manifest.tasks))
             ),
+            lifetime_s=self.manifest.security.lifetime_s,
         )
         ports = (self.ports.hub, self.ports.fresh)
         return self._ours("hub", "hub", config, HEAD, "registry, leases, weights", ports=ports)
@@ -135,14 +141,16 @@ class Composer:
     def _teleop(self) -> Process:
         entry = self.manifest.teleop
         config = configs.TeleopHostConfig(
-            link=self.link("teleop"),
+            link=self.link(PAGE),
             run=self.manifest.name,
             host=entry.host,
             port=self.ports.page,
             accounts=self.run.accounts,
+            names=self.manifest.page_names,
+            tls=entry.secure,
         )
         return self._ours(
-            "teleop",
+            PAGE,
             "teleop",
             config,
             HEAD,
@@ -334,15 +342,17 @@ class Composer:
 
     def _operator(self, name: str, entry: OperatorEntry) -> Process:
         robots = entry.robots or tuple(self.manifest.robots)
+        host = self.manifest.teleop.host
         task = self.manifest.tasks[self.manifest.robots[robots[0]].task]
         config = configs.OperatorHostConfig(
             name=name,
-            url=self.page,
+            url=self._page_at("localhost" if is_wildcard(host) else host),
             secret=self.secrets.get(name, ""),
             robots=robots,
             task=task.kind,
             help=entry.help,
             release_after_s=entry.release_after_s,
+            authority=self.run.pki / "ca.crt" if self.manifest.teleop.secure else None,
         )
         return self._ours(
             f"operator-{name}",

@@ -5,7 +5,7 @@ plugin is configured with travels as its registry name and plain values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -55,6 +55,10 @@ class HubHostConfig:
     run: str
     directory: Path
     schedule: ScheduleConfig
+    lifetime_s: float = 90 * 86400.0
+    """Of the certificates that it signs."""
+    join_facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a host that joins is told: how it reaches the head."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,10 @@ class TeleopHostConfig:
     port: int
     accounts: Path
     """Who may log in."""
+    names: tuple[str, ...] = ("127.0.0.1", "localhost")
+    """Names by which people and robot hosts may call it."""
+    tls: bool = False
+    """Whether it is served over TLS, with the certificate of its own peer name."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +245,8 @@ class OperatorHostConfig:
     """When it steps in."""
     release_after_s: float | None
     """Rest in FAULT before it releases a robot; None: it leaves that to others."""
+    authority: Path | None = None
+    """Certificate of who vouches for the page; None: it is served without TLS, on loopback."""
 
 
 # --- plugins from their names ------------------------------------------------------------------

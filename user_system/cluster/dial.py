@@ -4,6 +4,7 @@ from contextlib import closing
 
 from comms.credentials import AllowList, Credentials
 from comms.tunnel import Endpoints, Tunnel, open_tunnel
+from comms.wallet import DiskWallet
 from user_system.cluster.configs import LinkConfig
 
 
@@ -16,6 +17,15 @@ def credentials(link: LinkConfig) -> Credentials:
     return Credentials.load(link.pki, link.name)
 
 
+def wallet(link: LinkConfig) -> DiskWallet:
+    """Return who this process is, as its certificate is renewed.
+
+    Raises:
+        SecurityError: its credentials are missing, expired or readable by others.
+    """
+    return DiskWallet(link.pki, link.name)
+
+
 def allow_list(link: LinkConfig) -> AllowList:
     """Return whom this process lets in."""
     return AllowList(link.pki)
@@ -24,4 +34,4 @@ def allow_list(link: LinkConfig) -> AllowList:
 def tunnel(link: LinkConfig) -> "closing[Tunnel]":
     """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
     endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh, reader=link.reader)
-    return closing(open_tunnel(link.kind, endpoints, credentials(link)))
+    return closing(open_tunnel(link.kind, endpoints, wallet(link)))

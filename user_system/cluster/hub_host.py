@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from comms.authority import Authority
+from comms.enrolment import EnrolmentService
 from comms.fresh_hub import FreshHub
 from comms.hub_service import HubService
 from comms.serving import serve
@@ -11,6 +13,7 @@ from user_system.cluster import dial
 from user_system.cluster.configs import HubHostConfig
 from user_system.cluster.process import Life, run
 from user_system.core.clock import WallClock
+from user_system.hub.enrolments import Enrolments
 from user_system.hub.service import Hub, HubConfig
 
 TICK_S = 0.1
@@ -18,7 +21,7 @@ TICK_S = 0.1
 
 def main(config: HubHostConfig, life: Life) -> None:
     """Serve until told to stop."""
-    me, allow = dial.credentials(config.link), dial.allow_list(config.link)
+    wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
     hub = Hub(
         config.directory,
         # The floor keeps tokens rising even where the hub's directory was lost.
@@ -27,11 +30,18 @@ def main(config: HubHostConfig, life: Life) -> None:
         stop=lambda message: fresh.send(message),
         announce=lambda now: fresh.announce(now.policy, now.version, now.hash, now.age_s),
     )
-    fresh = FreshHub(me, allow, config.link.fresh, owner=hub.owner, on_message=hub.heard)
+    fresh = FreshHub(wallet(), allow, config.link.fresh, owner=hub.owner, on_message=hub.heard)
     fresh.start()
     hub.open()
-    services: list[Any] = [HubService(hub), WeightService(hub.weights)]
-    with serve(services, credentials=me, allow=allow, address=config.link.hub):
+    authority = Authority.open(config.link.pki, config.lifetime_s)
+    enrolments = Enrolments(authority, hub.audit, WallClock(), config.join_facts)
+    hub.also(enrolments.tick, enrolments.figures)
+    services: list[Any] = [
+        HubService(hub),
+        WeightService(hub.weights),
+        EnrolmentService(enrolments),
+    ]
+    with serve(services, credentials=wallet, allow=allow, address=config.link.hub):
         life.ready()
         while not life.stop.wait(TICK_S):
             hub.tick()

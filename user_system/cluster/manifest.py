@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 from user_system.cluster.edges import check_edges
 from user_system.cluster.parse import Parser
 from user_system.cluster.tree import Problems, from_yaml, override
+from user_system.core.addresses import is_loopback, is_wildcard
 from user_system.core.errors import ConfigError
 from user_system.core.helping import HelpConfig
 from user_system.core.registry import Registry
@@ -155,6 +156,15 @@ class TeleopEntry:
     host: str = "127.0.0.1"
     port: int = field(default=8765, metadata={"min": 0, "max": 65535})
     """0: any free port."""
+    tls: Literal["auto", "always"] = "auto"
+    """auto: TLS whenever it listens off loopback; robot hosts join over TLS only."""
+    names: tuple[str, ...] = ()
+    """Further names and addresses by which it is called, such as the router's in front of it."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is served over TLS."""
+        return self.tls == "always" or not is_loopback(self.host)
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,7 @@ class SecurityEntry:
     """Certificates and keys, made at the first start in ``<run>/pki``."""
 
     lifetime_s: float = field(default=90 * 86400.0, metadata={"min": 3600.0})
+    """Of a certificate; it is renewed when a third of that is left."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +257,12 @@ class Manifest:
         """Whether anybody draws from the replay buffer over the network."""
         learners = self.learners.values()
         return self.replay.serve or any(entry.replay == "remote" for entry in learners)
+
+    @property
+    def page_names(self) -> tuple[str, ...]:
+        """Names and addresses by which the page may be called, the best one first."""
+        own = (self.teleop.host, *self.teleop.names, self.tunnel.host, "localhost", "127.0.0.1")
+        return tuple(dict.fromkeys(name for name in own if not is_wildcard(name)))
 
     @property
     def hosts(self) -> list[str]:

@@ -25,6 +25,7 @@ def main(config: OperatorHostConfig, life: Life) -> None:
             robots=config.robots,
             help=config.help,
             release_after_s=config.release_after_s,
+            authority=config.authority,
         ),
         secret=config.secret,
         expert=_expert(config.task),

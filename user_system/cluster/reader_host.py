@@ -19,11 +19,11 @@ from user_system.replay.views import parse_views
 
 def main(config: ReaderHostConfig, life: Life) -> None:
     """Draw for whoever may until told to stop."""
-    me, allow = dial.credentials(config.link), dial.allow_list(config.link)
+    wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
     with reader(config.directory).open() as env:
         service = DataService(lambda opening: window(env, opening))
         with (
-            serve([service], credentials=me, allow=allow, address=config.link.reader) as server,
+            serve([service], credentials=wallet, allow=allow, address=config.link.reader) as server,
             dial.tunnel(config.link) as way,
         ):
             life.ready()

@@ -20,7 +20,7 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     # Who commits gives up the interpreter at every call into LMDB. Whoever took it meanwhile, to
     # make blocks or to serve a connection, must not keep it for the 5 ms that Python allows.
     sys.setswitchinterval(_SWITCH_S)
-    me, allow = dial.credentials(config.link), dial.allow_list(config.link)
+    wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
     check_space(config)
     store = Store(
         config.directory,
@@ -31,7 +31,9 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     )
     with (
         store.open(create=True),
-        serve([ExperienceService(store)], credentials=me, allow=allow, address=config.link.replay),
+        serve(
+            [ExperienceService(store)], credentials=wallet, allow=allow, address=config.link.replay
+        ),
         dial.tunnel(config.link) as way,
     ):
         life.ready()

@@ -106,6 +106,8 @@ class Hub:
         )
         self.wishes = Wishes(self.hosts.request, repeat_s=config.repeat_s)
         self._deeds: deque[tuple[str, str, dict[str, str]]] = deque()
+        self._chores: list[Callable[[], None]] = []
+        self._more: list[Callable[[], dict[str, float]]] = []
         self._complaints, self._stops = Throttle(clock, 1.0, 1.0), Throttle(clock, 1.0, 1.0)
 
     def open(self) -> None:
@@ -121,6 +123,11 @@ class Hub:
         for current in self.weights.current():
             self._announce(current)
 
+    def also(self, chore: Callable[[], None], figures: Callable[[], dict[str, float]]) -> None:
+        """Have ``chore`` run at every tick, and ``figures`` shown in the status."""
+        self._chores.append(chore)
+        self._more.append(figures)
+
     def close(self) -> None:
         """Let go of the files."""
         self.audit.close()
@@ -130,7 +137,8 @@ class Hub:
 
         A disk that refuses is named once a second; what needs no disk goes on.
         """
-        for part in (self.leases.expire, self._hand_out_work, self._write_deeds):
+        chores = (self.leases.expire, self._hand_out_work, self._write_deeds, *self._chores)
+        for part in chores:
             try:
                 part()
             except StoreError as error:
@@ -229,7 +237,7 @@ class Hub:
             policy_version=newest,
             robots=self.board.robots(self.registry.all(), self.leases),
             processes=self.board.processes(),
-            figures=self.board.figures(self.book.stats(), self._staleness_s()),
+            figures=self._figures(),
             evaluations=status.evaluations(self.book.evaluations),
             curve=status.curve(self.book.curve()),
         )
@@ -304,6 +312,10 @@ class Hub:
         self._deeds.append(
             ("weights", "learner", {"policy": current.policy, "version": str(current.version)})
         )
+
+    def _figures(self) -> dict[str, float]:
+        more = {name: value for figures in self._more for name, value in figures().items()}
+        return self.board.figures({**more, **self.book.stats()}, self._staleness_s())
 
     def _staleness_s(self) -> float:
         newest = self.weights.current()

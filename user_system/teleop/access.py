@@ -23,6 +23,10 @@ PUBLIC = None
 RULES: Mapping[tuple[str, str], Role | None] = {
     ("GET", "/"): PUBLIC,
     ("GET", "/static/{name}"): PUBLIC,
+    # Before anybody can trust the page, and before a host has any credentials; see ``door``.
+    ("GET", "/ca.crt"): PUBLIC,
+    ("GET", "/trust"): PUBLIC,
+    ("POST", "/api/join"): PUBLIC,
     ("POST", "/api/login"): PUBLIC,
     ("POST", "/api/logout"): Role.VIEWER,
     ("GET", "/api/me"): Role.VIEWER,

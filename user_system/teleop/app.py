@@ -11,6 +11,7 @@ HTTP (JSON; errors are ``{"error": {"kind", "text"}}``; roles stand in ``access.
     POST /api/robots/{name}/yield {"client"}
     POST /api/robots/{name}/ask   {"client"?, "event", "success"?}
                                             returns {"ok", "mode", "error", "answered_s"}
+    GET  /ca.crt, /trust; POST /api/join               see ``door``
 
 Every request but GET must carry the page's own ``Origin``. ``client`` is the id of a websocket of
 the same session: leases belong to it and end with it. ``ask`` with event ``estop`` needs no client.
@@ -73,8 +74,9 @@ from user_system.core.throttle import Throttle
 from user_system.teleop import view
 from user_system.teleop.access import COOKIE, Gate
 from user_system.teleop.auth import Accounts, Role, Session, Sessions
+from user_system.teleop.door import Door
 from user_system.teleop.live import Connection, LiveConfig, Shared
-from user_system.teleop.ports import FreshPort, HubPort
+from user_system.teleop.ports import EnrolPort, FreshPort, HubPort
 from user_system.teleop.pumps import Pumps
 
 _STATUS = {
@@ -97,6 +99,8 @@ class TeleopConfig:
     """Names by which people may call the page."""
     secure: bool = False
     """Whether it is served over TLS: the cookie then travels over TLS only."""
+    authority: bytes = b""
+    """Certificate of the authority that vouches for the page and takes hosts in, PEM."""
     ask_s: float = 5.0
     """Time a robot's session has to answer, in wall s."""
     logins_per_min: float = 10.0
@@ -138,6 +142,7 @@ def make_app(
     accounts: Accounts,
     hub: HubPort,
     fresh: FreshPort,
+    enrolment: EnrolPort | None = None,
     clock: Clock | None = None,
 ) -> FastAPI:
     """Return the page as an ASGI application; it starts with its lifespan.
@@ -149,9 +154,12 @@ def make_app(
         accounts: who may log in.
         hub: client of the hub; started and closed by the caller.
         fresh: viewer on the fresh lane; started and closed by the caller.
+        enrolment: client of the hub's enrolment; None: no host joins through this page.
         clock: wall clock.
     """
-    page = _Pages(config, accounts, hub, fresh, clock or WallClock())
+    clock = clock or WallClock()
+    door = Door(config.authority, enrolment, clock)
+    page = _Pages(config, accounts, hub, fresh, door, clock)
     app = FastAPI(
         title="user-system", lifespan=page.lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
@@ -162,6 +170,9 @@ def make_app(
     routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "/", page.index),
         ("GET", "/static/{name}", page.static),
+        ("GET", "/ca.crt", door.certificate),
+        ("GET", "/trust", door.trust),
+        ("POST", "/api/join", door.join),
         ("POST", "/api/login", page.login),
         ("POST", "/api/logout", page.logout),
         ("GET", "/api/me", page.me),
@@ -187,9 +198,11 @@ class _Pages:
         accounts: Accounts,
         hub: HubPort,
         fresh: FreshPort,
+        door: Door,
         clock: Clock,
     ):
         self._config, self._accounts, self._hub = config, accounts, hub
+        self._door = door
         self.sessions = Sessions(clock)
         self._failures = Throttle(
             clock, config.logins_per_min / 60.0, max(1.0, config.logins_per_min)
@@ -219,11 +232,13 @@ class _Pages:
             await asyncio.to_thread(self._pumps.close)
             self._quick.shutdown(wait=False, cancel_futures=True)
             self._patient.shutdown(wait=False, cancel_futures=True)
+            self._door.close()
 
     def stats(self) -> dict[str, float]:
         """Return counters since the start, and how many people are there."""
         connections = float(len(self._shared.connections))
-        return {**self._shared.figures, **self.sessions.stats(), "connections": connections}
+        here = {"connections": connections}
+        return {**self._shared.figures, **self.sessions.stats(), **self._door.stats(), **here}
 
     # --- the page --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,8 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from comms.credentials import read
+from comms.https import verified
 from user_system.core.errors import LeaseError, LinkError, SecurityError
 from user_system.core.types import Array, Observation
 from user_system.teleop.live import MAX_NUMBER
@@ -66,15 +69,26 @@ class TeleopClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def dial(cls, url: str, operator: str, secret: str) -> AsyncIterator["TeleopClient"]:
+    async def dial(
+        cls, url: str, operator: str, secret: str, authority: Path | None = None
+    ) -> AsyncIterator["TeleopClient"]:
         """Log in and open the websocket.
+
+        Args:
+            url: address of the page.
+            operator: name of the account.
+            secret: of the account.
+            authority: PEM file of who vouches for the page; needed where its address is https.
 
         Raises:
             SecurityError: the page refuses us.
             LinkError: it cannot be reached.
         """
         url = url.rstrip("/")
-        async with httpx.AsyncClient(base_url=url, headers={"origin": url}, timeout=15.0) as http:
+        trust = verified(read(authority)) if authority else None
+        async with httpx.AsyncClient(
+            base_url=url, headers={"origin": url}, timeout=15.0, verify=trust or True
+        ) as http:
             await _post(http, "/api/login", {"operator": operator, "token": secret})
             ticket = (await _post(http, "/api/ticket", {}))["ticket"]
             cookie = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
@@ -83,6 +97,7 @@ class TeleopClient:
                     f"{url.replace('http', 'ws', 1)}/ws?ticket={ticket}",
                     origin=url,  # type: ignore[arg-type]
                     additional_headers={"cookie": cookie},
+                    ssl=trust,
                     compression=None,
                     proxy=None,
                 )

@@ -1,6 +1,5 @@
 """Serves the application: one listening socket, one thread, nothing off loopback without TLS."""
 
-import ipaddress
 import socket
 import threading
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from user_system.core.addresses import is_loopback, with_port
 from user_system.core.errors import LinkError, MissingError, SecurityError
 from user_system.teleop.live import MAX_MESSAGE
 
@@ -21,7 +21,7 @@ class Page:
         host: address to listen on.
         port: 0 means any free one.
         certificate: PEM file; needed off loopback.
-        key: PEM file of its key.
+        key: PEM file of its key; None: it is in the same file.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Page:
         certificate: Path | None = None,
         key: Path | None = None,
     ):
-        if certificate is None and not _is_loopback(host):
+        if certificate is None and not is_loopback(host):
             raise SecurityError(
                 "the page does not listen off loopback without TLS",
                 got=host,
@@ -66,7 +66,7 @@ class Page:
     @property
     def url(self) -> str:
         """The page's address."""
-        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{with_port(self._host, self.port)}"
 
     def start(self, timeout_s: float = 30.0) -> None:
         """Listen and serve; returns when requests are answered.
@@ -98,6 +98,12 @@ class Page:
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise LinkError("the page did not come up", todo="See its log.")
 
+    def renew(self) -> None:
+        """Read certificate and key again; connections that exist go on with the old ones."""
+        config = self._server.config
+        if config.ssl_certfile is not None and config.loaded and config.ssl is not None:
+            config.ssl.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Stop serving."""
         self._server.should_exit = True
@@ -106,12 +112,3 @@ class Page:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from comms.invitations import Request
 from comms.mailbox import Message
+from comms.pb.enrol_pb2 import JoinReply
 from comms.pb.fresh_pb2 import OperatorCommand, Stop
 from comms.pb.hub_pb2 import Answer, Lease, SystemStatus
 
@@ -47,3 +49,10 @@ class FreshPort(Protocol):
 
     def receive(self, timeout_s: float) -> Sequence[Message]:
         """Return the newest message per key; nothing on timeout."""
+
+
+class EnrolPort(Protocol):
+    """The hub's enrolment as the page sees it (``comms.enrolment.EnrolmentClient``). Blocking."""
+
+    def join(self, request: Request, address: str) -> JoinReply:
+        """Let a host in that shows an invitation's secret; SecurityError says why not."""

@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from user_system.core.clock import SECOND, Clock, WallClock
@@ -52,6 +53,8 @@ class ScriptedConfig:
     patience_s: float = 10.0
     """Silence of a robot after which it lets go of it."""
     retry_s: float = 1.0
+    authority: Path | None = None
+    """PEM file of who vouches for the page, where its address is https."""
 
 
 @dataclass
@@ -130,7 +133,7 @@ class ScriptedOperator:
         while True:
             try:
                 async with TeleopClient.dial(
-                    self.config.url, self.config.operator, self._secret
+                    self.config.url, self.config.operator, self._secret, self.config.authority
                 ) as client:
                     await self._work(client)
             except LinkError as error:

@@ -1,0 +1,137 @@
+"""Who becomes a peer, and who stays one: the hub signs, and writes down who asked for what."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from comms import deeds
+from comms.authority import Authority, locked
+from comms.credentials import Peer, read_allowed
+from comms.invitations import Invitations, Request
+from comms.pb import enrol_pb2
+from user_system.core.clock import SECOND, Clock
+from user_system.core.errors import SecurityError
+from user_system.core.throttle import Throttle
+from user_system.hub.audit import Audit
+
+log = logging.getLogger(__name__)
+
+ALARM_S = 86400.0
+"""A certificate that runs out in less than this should have been renewed long ago."""
+LOOK_S = 60.0
+"""How often certificates are looked at."""
+
+
+class Enrolments:
+    """Implements ``comms.enrolment.EnrolmentHandler``. Thread-safe.
+
+    What is let in is written to the audit log before it is let in, so that a log that cannot be
+    written lets nobody in. Deeds of the command line are noted beside the authority and follow as
+    soon as the hub runs (``tick``).
+
+    Args:
+        authority: signs.
+        audit: the hub's log.
+        clock: wall clock.
+        facts: what a host that joins is told: how it reaches the head.
+    """
+
+    def __init__(self, authority: Authority, audit: Audit, clock: Clock, facts: Mapping[str, Any]):
+        self._authority, self._audit, self._clock = authority, audit, clock
+        self._invitations = Invitations(authority)
+        self._facts = json.dumps(dict(facts))
+        self._refusals = Throttle(clock, 1.0, 10.0)
+        self._next_look_ns = 0
+        self._figures: dict[str, float] = {}
+
+    # --- EnrolmentHandler ------------------------------------------------------------------------
+
+    def join(self, request: Request, address: str) -> enrol_pb2.JoinReply:
+        """Let somebody in who shows an invitation's secret; see ``Invitations.redeem``."""
+        details = {"invitation": request.id.hex()[:32], "address": address[:64]}
+
+        def witness(peer: Peer) -> None:
+            self._audit.write("join", peer.name, role=peer.role.value, **details)
+
+        try:
+            signed = self._invitations.redeem(request, witness)
+        except SecurityError as error:
+            self._refused("join", "", str(error), **details)
+            raise
+        if signed.again:
+            self._audit.write("join again", signed.peer.name, **details)
+        log.info("%s joined as %s from %s", signed.peer.name, signed.peer.role.value, address)
+        return enrol_pb2.JoinReply(
+            name=signed.peer.name,
+            role=signed.peer.role.value,
+            certificate=signed.certificate,
+            authority=self._authority.pem,
+            hub_curve=self._authority.hub_curve,
+            facts=self._facts,
+        )
+
+    def renew(self, peer: Peer, certificate: bytes, csr: bytes) -> bytes:
+        """Return a new certificate for a peer; see ``Authority.renew``."""
+        try:
+            return self._authority.renew(
+                certificate,
+                csr,
+                lambda who: self._audit.write("renew", who.name, role=who.role.value),
+            )
+        except SecurityError as error:
+            self._refused("renew", peer.name, str(error))
+            raise
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Take over what the command line did; look after certificates once a minute.
+
+        Raises:
+            StoreError: the audit log cannot be written; what is not in it is tried again.
+        """
+        directory = self._authority.directory
+        if deeds.waiting(directory):
+            with locked(directory):
+                deeds.hand_over(directory, self._audit.write)
+        now = self._clock.now_ns()
+        if now < self._next_look_ns:
+            return
+        self._next_look_ns = now + int(LOOK_S * SECOND)
+        try:
+            for name in self._authority.renew_issued():
+                log.info("renewed the certificate of %s", name)
+                self._audit.write("renew", name, here=True)
+            self._look()
+        except SecurityError as error:
+            log.error("certificates of this host cannot be looked after: %s", error)
+
+    def figures(self) -> dict[str, float]:
+        """Return the time left to the certificate that runs out first, and how many are late."""
+        return self._figures
+
+    def _look(self) -> None:
+        """Say which certificates were not renewed in time."""
+        late, least = 0, float("inf")
+        for name, entry in read_allowed(self._authority.directory).items():
+            newest = max(entry["certificates"].values(), key=lambda facts: float(facts["until"]))
+            left_s = newest["until"] - time.time()
+            least = min(least, left_s)
+            if left_s < min(ALARM_S, (newest["until"] - newest["since"]) / 6):
+                late += 1
+                log.error(_LATE, name, left_s / 3600, name)
+        self._figures = {"certificates_late": float(late), "certificate_left_s": least}
+
+    def _refused(self, action: str, who: str, why: str, **details: Any) -> None:
+        """Write a refusal down; of a flood of them only the first ones."""
+        log.warning("refused to let %s %s: %s", who or "somebody", action, why)
+        if self._refusals.take():
+            self._audit.write("refuse", who, to=action, why=why[:300], **details)
+
+
+_LATE = (
+    "the certificate of %s runs out in %.1f h and was not renewed: is it away? After that it comes "
+    "back only by `user-system enrol revoke %s` and a new invitation"
+)
