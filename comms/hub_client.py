@@ -1,6 +1,7 @@
 """Talking to the hub: plain calls with deadlines, and a host's lasting attachment to it."""
 
 import logging
+import os
 import threading
 import uuid
 from collections import OrderedDict
@@ -96,6 +97,17 @@ class HubClient:
         )
         answer: pb.Answer = self._call("Ask", request, f"ask {robot} to {event}", timeout_s)
         return answer
+
+    def setup(self, query: pb.SetupQuery) -> pb.SetupReply:
+        """Return what the calling host is to run, and which version the head is of."""
+        reply: pb.SetupReply = self._call("Setup", query, "ask for the setup of this host")
+        return reply
+
+    def probe(self, sent: int, wanted: int, timeout_s: float = 5.0) -> pb.ProbeReply:
+        """Send ``sent`` bytes to the hub and have ``wanted`` come back."""
+        query = pb.ProbeQuery(payload=os.urandom(sent), want=wanted)
+        reply: pb.ProbeReply = self._call("Probe", query, "probe the link", timeout_s)
+        return reply
 
     def status(self) -> pb.SystemStatus:
         """Return what the system looks like now."""

@@ -29,6 +29,9 @@ _QUEUE = 1024
 _ANSWER_S = 10.0
 """How long ``ask`` may take where the caller set no deadline, and at most."""
 
+PROBE_MAX = 256 << 10
+"""Bytes of a probe in either direction."""
+
 _BEAT = pb.HubEvent(beat=pb.Beat())
 
 
@@ -70,6 +73,12 @@ class HubHandler(Protocol):
 
     def ask(self, peer: Peer, request: pb.Request, timeout_s: float) -> pb.Answer:
         """Pass a wish to a robot's session and return what became of it."""
+
+    def setup(self, peer: Peer, query: pb.SetupQuery) -> pb.SetupReply:
+        """Return what the calling host is to run."""
+
+    def probe(self, peer: Peer, query: pb.ProbeQuery) -> pb.ProbeReply:
+        """Answer with as many bytes as are wanted, and what time it is."""
 
     def status(self, peer: Peer) -> pb.SystemStatus:
         """Return what the system looks like."""
@@ -172,6 +181,24 @@ class HubService(hub_pb2_grpc.HubServicer):
         remaining = context.time_remaining()
         timeout_s = _ANSWER_S if remaining is None else min(remaining, _ANSWER_S)
         return self._handler.ask(peer, request, timeout_s)
+
+    def Setup(  # noqa: N802 (gRPC's name)
+        self, request: pb.SetupQuery, context: grpc.ServicerContext
+    ) -> pb.SetupReply:
+        """Return what the calling host is to run."""
+        return self._handler.setup(identify(context), request)
+
+    def Probe(  # noqa: N802 (gRPC's name)
+        self, request: pb.ProbeQuery, context: grpc.ServicerContext
+    ) -> pb.ProbeReply:
+        """Answer with as many bytes as are wanted."""
+        if max(len(request.payload), request.want) > PROBE_MAX:
+            raise SpecError(
+                "a probe is too large",
+                got=f"{len(request.payload)} there, {request.want} back",
+                allowed=f"{PROBE_MAX} bytes",
+            )
+        return self._handler.probe(identify(context), request)
 
     def Status(  # noqa: N802 (gRPC's name)
         self, request: pb.StatusQuery, context: grpc.ServicerContext

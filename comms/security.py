@@ -41,6 +41,9 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Hub/Yield": PEOPLE,
     # A viewer may ask for one thing only, the stop; the service looks at what is asked.
     "/user_system.v1.Hub/Ask": PEOPLE | {Role.VIEWER},
+    # Each host gets its own, by the name in its certificate.
+    "/user_system.v1.Hub/Setup": frozenset({Role.ROBOT}),
+    "/user_system.v1.Hub/Probe": EVERYBODY - {Role.VIEWER},
     "/user_system.v1.Hub/Status": EVERYBODY,
     "/user_system.v1.Hub/Report": frozenset({Role.LEARNER, Role.SERVICE}),
     # Who joins has no certificate yet: the page asks for it.

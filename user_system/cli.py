@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from user_system.cli_edge import edge_app
 from user_system.cli_replay import replay_app, table
 from user_system.cli_store import add_to
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
@@ -24,6 +25,7 @@ plugins_app = typer.Typer(help="Plugins that are installed.", no_args_is_help=Tr
 robots_app = typer.Typer(help="Robots of a run, and the kinds there are.", no_args_is_help=True)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(robots_app, name="robots")
+app.add_typer(edge_app, name="edge")
 add_to(replay_app)
 app.add_typer(replay_app, name="replay", no_args_is_help=True)
 
@@ -92,6 +94,8 @@ def status(run: Run = None, as_json: Json = False) -> None:
         ("robot", "mode", "holder", "version", "needs"),
         [(r.name, r.mode or "offline", r.holder, str(r.version), r.help) for r in view.robots],
     )
+    if view.hosts:
+        table(progress.HOST_HEADINGS, [progress.host_cells(host) for host in view.hosts])
     print(f"page: {found.record.page}")
 
 

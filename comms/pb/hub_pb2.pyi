@@ -210,12 +210,58 @@ class Answer(_message.Message):
     answered_s: float
     def __init__(self, id: _Optional[str] = ..., robot: _Optional[str] = ..., ok: _Optional[bool] = ..., mode: _Optional[str] = ..., error: _Optional[str] = ..., answered_s: _Optional[float] = ...) -> None: ...
 
+class SetupQuery(_message.Message):
+    __slots__ = ("hash", "protocol", "version", "boot", "trouble")
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    hash: str
+    protocol: int
+    version: str
+    boot: str
+    trouble: str
+    def __init__(self, hash: _Optional[str] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., boot: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class SetupReply(_message.Message):
+    __slots__ = ("protocol", "version", "hash", "document")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    version: str
+    hash: str
+    document: bytes
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., hash: _Optional[str] = ..., document: _Optional[bytes] = ...) -> None: ...
+
+class ProbeQuery(_message.Message):
+    __slots__ = ("payload", "want")
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    want: int
+    def __init__(self, payload: _Optional[bytes] = ..., want: _Optional[int] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("payload", "wall_s", "protocol", "version")
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    wall_s: float
+    protocol: int
+    version: str
+    def __init__(self, payload: _Optional[bytes] = ..., wall_s: _Optional[float] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
 class StatusQuery(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class SystemStatus(_message.Message):
-    __slots__ = ("run", "phase", "robots", "processes", "policy_version", "figures", "evaluations", "curve")
+    __slots__ = ("run", "phase", "robots", "processes", "policy_version", "figures", "evaluations", "curve", "hosts")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +277,7 @@ class SystemStatus(_message.Message):
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     robots: _containers.RepeatedCompositeFieldContainer[RobotStatus]
@@ -239,7 +286,37 @@ class SystemStatus(_message.Message):
     figures: _containers.ScalarMap[str, float]
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     curve: _containers.RepeatedCompositeFieldContainer[CurvePoint]
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotStatus, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[ProcessReport, _Mapping]]] = ..., policy_version: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ...) -> None: ...
+    hosts: _containers.RepeatedCompositeFieldContainer[HostStatus]
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotStatus, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[ProcessReport, _Mapping]]] = ..., policy_version: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostStatus, _Mapping]]] = ...) -> None: ...
+
+class HostStatus(_message.Message):
+    __slots__ = ("name", "remote", "link", "last_seen_s", "boot", "version", "current", "trouble", "figures")
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    remote: bool
+    link: str
+    last_seen_s: float
+    boot: str
+    version: str
+    current: bool
+    trouble: str
+    figures: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., remote: _Optional[bool] = ..., link: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., current: _Optional[bool] = ..., trouble: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class CurvePoint(_message.Message):
     __slots__ = ("env_steps", "success_rate", "intervention_rate")

@@ -59,6 +59,16 @@ class HubStub:
                 request_serializer=comms_dot_pb_dot_hub__pb2.Request.SerializeToString,
                 response_deserializer=comms_dot_pb_dot_hub__pb2.Answer.FromString,
                 _registered_method=True)
+        self.Setup = channel.unary_unary(
+                '/user_system.v1.Hub/Setup',
+                request_serializer=comms_dot_pb_dot_hub__pb2.SetupQuery.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_hub__pb2.SetupReply.FromString,
+                _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/user_system.v1.Hub/Probe',
+                request_serializer=comms_dot_pb_dot_hub__pb2.ProbeQuery.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_hub__pb2.ProbeReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/user_system.v1.Hub/Status',
                 request_serializer=comms_dot_pb_dot_hub__pb2.StatusQuery.SerializeToString,
@@ -107,6 +117,22 @@ class HubServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Setup(self, request, context):
+        """What the calling host is to run: a host of another machine, and only its own. It asks every few
+        seconds, so the query is also a sign of life of a host whose agent is not attached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Probe(self, request, context):
+        """Send `payload` there and `want` bytes back: whether messages of a size get through, and how far
+        the clocks are apart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """What the system looks like now.
         """
@@ -148,6 +174,16 @@ def add_HubServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=comms_dot_pb_dot_hub__pb2.Request.FromString,
                     response_serializer=comms_dot_pb_dot_hub__pb2.Answer.SerializeToString,
+            ),
+            'Setup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Setup,
+                    request_deserializer=comms_dot_pb_dot_hub__pb2.SetupQuery.FromString,
+                    response_serializer=comms_dot_pb_dot_hub__pb2.SetupReply.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=comms_dot_pb_dot_hub__pb2.ProbeQuery.FromString,
+                    response_serializer=comms_dot_pb_dot_hub__pb2.ProbeReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -295,6 +331,60 @@ class Hub:
             '/user_system.v1.Hub/Ask',
             comms_dot_pb_dot_hub__pb2.Request.SerializeToString,
             comms_dot_pb_dot_hub__pb2.Answer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Setup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/user_system.v1.Hub/Setup',
+            comms_dot_pb_dot_hub__pb2.SetupQuery.SerializeToString,
+            comms_dot_pb_dot_hub__pb2.SetupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/user_system.v1.Hub/Probe',
+            comms_dot_pb_dot_hub__pb2.ProbeQuery.SerializeToString,
+            comms_dot_pb_dot_hub__pb2.ProbeReply.FromString,
             options,
             channel_credentials,
             insecure,

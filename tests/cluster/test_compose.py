@@ -115,7 +115,7 @@ def test_a_driver_finds_its_own_world(tmp_path) -> None:
     found = by_name(composer(tmp_path).processes())
     for robot in ("arm-1", "arm-2"):
         world, driver = found[f"world-{robot}"].config, found[f"driver-{robot}"].config
-        assert driver.plugin.config["socket"] == str(world.socket)
+        assert driver.world == world.socket
 
 
 def test_an_evaluation_has_neither_learner_nor_ray(tmp_path) -> None:

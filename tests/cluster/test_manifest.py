@@ -89,7 +89,8 @@ def test_a_good_one_becomes_typed_values(tmp_path: Path) -> None:
     )
     assert manifest.robots["arm-1"].config == FakeConfig()
     assert manifest.run == Path("runs/demo")
-    assert manifest.hosts == ["local"]
+    assert manifest.edge_hosts == ["local"]
+    assert manifest.remote_hosts == []
 
 
 VIEWED = GOOD.replace(

@@ -6,7 +6,7 @@ The head first, then each robot host, then who uses them. Nothing here starts or
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Composer:
     """Account -> secret, for scripted operators."""
     learning: bool = True
     """Whether there are learners, and Ray to place them; an evaluation needs neither."""
+    far: bool = False
+    """Whether processes of another machine are composed."""
 
     def processes(self) -> list[Process]:
         """Return every process that the launcher starts, in the order of starting."""
@@ -53,19 +55,43 @@ class Composer:
         parts = [self._ray()] if learners else []
         parts += [self._hub(), self._replay()]
         parts += [self._reader()] if self._draws_remotely else []
-        for host in self.manifest.hosts:
+        for host in self.manifest.edge_hosts:
             parts += [self._resource_node(host)] if learners else []
-            parts += self._worlds(host)
-            parts.append(self._edge(host))
+            if not self.manifest.is_remote(host):
+                parts += self.of_host(host)
         parts += [self._learner(name, entry) for name, entry in learners.items()]
         if self.manifest.teleop.enabled:
             parts.append(self._teleop())
         parts += [self._operator(name, e) for name, e in self.manifest.operators.items()]
         return parts
 
+    def remote(self, host: str) -> list[Process]:
+        """Return what a remote robot host runs itself; its paths are relative to its directory."""
+        return replace(self, run=RunDir(Path(), Path()), far=True).of_host(host)
+
+    def of_host(self, host: str) -> list[Process]:
+        """Return what runs on a robot host."""
+        return [*self._worlds(host), self._edge(host)]
+
+    @property
+    def join_facts(self) -> configs.JoinFacts:
+        """What a robot host that joins is told."""
+        link = self._link("", far=True)
+        return configs.JoinFacts(
+            run=self.manifest.name,
+            hub=link.hub,
+            replay=link.replay,
+            fresh=link.fresh,
+            reader=link.reader,
+            kind=link.kind,
+            page=self.page if self.manifest.teleop.enabled else "",
+        )
+
     @property
     def places(self) -> Cores:
-        """Which CPUs are whose."""
+        """Which CPUs are whose; those of other machines are theirs to give."""
+        if self.far:
+            return Cores()
         learners = self.manifest.learners.values() if self.learning else ()
         wanted = sum(entry.cpus for entry in learners)
         return divide(self.cores, wanted) if self.manifest.ray.apart else Cores()
@@ -90,6 +116,9 @@ class Composer:
                 self.manifest.name, next(iter(self.manifest.tasks))
             ),
             lifetime_s=self.manifest.security.lifetime_s,
+            listen=self.manifest.tunnel.listen,
+            setups=self.run.setups,
+            join_facts=self.join_facts,
         )
         ports = (self.ports.hub, self.ports.fresh)
         return self._ours("hub", "hub", config, HEAD, "registry, leases, weights", ports=ports)
@@ -102,12 +131,17 @@ class Composer:
             size_bytes=self.manifest.replay.size_bytes,
             reserve_bytes=self.manifest.replay.reserve_bytes,
             codecs=self.manifest.replay.codecs,
+            listen=self.manifest.tunnel.listen,
         )
         ports = (self.ports.replay,)
         return self._ours("replay", "replay", config, HEAD, "experience on disk", ports=ports)
 
     def _reader(self) -> Process:
-        config = configs.ReaderHostConfig(link=self.link(READER), directory=self.run.replay)
+        config = configs.ReaderHostConfig(
+            link=self.link(READER),
+            directory=self.run.replay,
+            listen=self.manifest.tunnel.listen,
+        )
         return self._ours(
             READER,
             "reader",
@@ -229,7 +263,7 @@ class Composer:
         return [
             self._world(host, name, robot)
             for name, robot in self.manifest.robots_of(host).items()
-            if robot.kind.startswith("sim.")
+            if _simulated(robot)
         ]
 
     def _world(self, host: str, name: str, robot: RobotEntry) -> Process:
@@ -266,6 +300,7 @@ class Composer:
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
+        head = () if self.far else ("hub", "replay", "teleop", *learners)
         worlds = [process.spec.name for process in self._worlds(host)]
         return self._ours(
             f"edge-{host}",
@@ -274,7 +309,7 @@ class Composer:
             host,
             "agent",
             robots=tuple(robots),
-            after=("hub", "replay", "teleop", *learners, *worlds),
+            after=(*head, *worlds),
             stage=_ROBOTS,
             children=tuple(children),
         )
@@ -305,8 +340,9 @@ class Composer:
             robot=name,
             socket=self._driver_socket(name),
             memory=self.run.edge(host) / f"driver-{name}.json",
-            plugin=self._robot_plugin(name, robot),
+            plugin=_plugin(robot),
             previews=robot.previews,
+            world=self._world_socket(name) if _simulated(robot) else None,
         )
         return self._ours(
             f"driver-{name}", "driver", config, host, f"driver {robot.kind}", robots=(name,)
@@ -397,7 +433,7 @@ class Composer:
             spare=self.places.learners if cores is None else (),
             env=env or {},
         )
-        return Process(spec, config, host, what, robots, cpus, ports, children)
+        return Process(spec, config, host, what, robots, cpus, ports, children, self.far)
 
     def _ray_process(
         self,
@@ -425,7 +461,11 @@ class Composer:
 
     def link(self, name: str) -> LinkConfig:
         """Return how the process called ``name`` reaches the head."""
-        host = self.manifest.tunnel.host
+        return self._link(name, self.far)
+
+    def _link(self, name: str, far: bool) -> LinkConfig:
+        way = self.manifest.tunnel
+        host = way.host if far else way.near
         return LinkConfig(
             name=name,
             pki=self.run.pki,
@@ -433,14 +473,8 @@ class Composer:
             replay=f"{host}:{self.ports.replay}",
             fresh=f"{host}:{self.ports.fresh}",
             reader=f"{host}:{self.ports.reader}",
-            kind=self.manifest.tunnel.kind,
+            kind=way.kind if far else "direct",
         )
-
-    def _robot_plugin(self, name: str, robot: RobotEntry) -> PluginConfig:
-        plugin = _plugin(robot)
-        if not robot.kind.startswith("sim."):
-            return plugin
-        return PluginConfig(plugin.kind, {**plugin.config, "socket": str(self._world_socket(name))})
 
     def _world_socket(self, robot: str) -> Path:
         return self.run.sockets / f"w-{robot}"
@@ -450,6 +484,11 @@ class Composer:
 
     def _seat_socket(self, robot: str) -> Path:
         return self.run.sockets / f"p-{robot}"
+
+
+def _simulated(robot: RobotEntry) -> bool:
+    """Whether a robot has a world of its own."""
+    return robot.kind.startswith("sim.")
 
 
 def _plugin(entry: Any) -> PluginConfig:

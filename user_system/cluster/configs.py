@@ -5,7 +5,7 @@ plugin is configured with travels as its registry name and plain values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -48,6 +48,22 @@ class LinkConfig:
 
 
 @dataclass(frozen=True)
+class JoinFacts:
+    """What a robot host that joins is told: how it reaches the head."""
+
+    run: str
+    hub: str
+    """``host:port``, as seen from the robot host."""
+    replay: str
+    fresh: str
+    reader: str
+    kind: str = "direct"
+    """Of the tunnel."""
+    page: str = ""
+    """Address of the page."""
+
+
+@dataclass(frozen=True)
 class HubHostConfig:
     """The hub."""
 
@@ -57,8 +73,12 @@ class HubHostConfig:
     schedule: ScheduleConfig
     lifetime_s: float = 90 * 86400.0
     """Of the certificates that it signs."""
-    join_facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a host that joins is told: how it reaches the head."""
+    listen: str = "127.0.0.1"
+    """Address that it listens on, at the ports of ``link``."""
+    setups: Path | None = None
+    """Directory with what each remote host is to run: ``<host>.json``."""
+    join_facts: JoinFacts | None = None
+    """What a robot host that joins is told."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,8 @@ class ReplayHostConfig:
     size_bytes: int
     reserve_bytes: int
     codecs: Mapping[str, Literal["raw", "zstd", "jpeg"]]
+    listen: str = "127.0.0.1"
+    """Address that it listens on, at the port of ``link``."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,8 @@ class ReaderHostConfig:
 
     link: LinkConfig
     directory: Path
+    listen: str = "127.0.0.1"
+    """Address that it listens on, at the port of ``link``."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,8 @@ class DriverHostConfig:
     memory: Path
     plugin: PluginConfig
     previews: tuple[str, ...] = ()
+    world: Path | None = None
+    """Socket of its world; simulated robots only."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def allow_list(link: LinkConfig) -> AllowList:
     return AllowList(link.pki)
 
 
+def listening(listen: str, endpoint: str) -> str:
+    """Return where to listen, ``host:port``: at the port of an endpoint, on an own address."""
+    return f"{listen}:{endpoint.rpartition(':')[2]}"
+
+
 def tunnel(link: LinkConfig) -> "closing[Tunnel]":
     """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
     endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh, reader=link.reader)

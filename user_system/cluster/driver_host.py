@@ -7,6 +7,7 @@ from user_system.edge.driver import DriverConfig, DriverServer
 
 def main(config: DriverHostConfig, life: Life) -> None:
     """Drive until told to stop."""
+    world = {"socket": str(config.world)} if config.world is not None else {}
     server = DriverServer(
         DriverConfig(
             name=config.robot,
@@ -14,7 +15,7 @@ def main(config: DriverHostConfig, life: Life) -> None:
             memory=config.memory,
             previews=config.previews,
         ),
-        make_robot(config.plugin),
+        make_robot(config.plugin, **world),
     )
     life.on_end(server.stop)
     life.ready()

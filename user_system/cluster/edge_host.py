@@ -37,6 +37,7 @@ def main(config: EdgeHostConfig, life: Life) -> None:
         uplink = Uplink(way, config.host, settings.boot, spool, place / "weights")
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)
+        life.on_finish(agent.finish)
         life.ready()
         agent.run()
 

@@ -10,11 +10,17 @@ from user_system.cluster.tree import Node, Problems, join
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 """Names of things: they become file names, Ray resources and keys on the wire."""
 
+HERE = "local"
+"""The robot host that every machine is."""
+
+RESERVED = ("head", "hub", "replay", "replay-reader", "teleop", "learner", "cli")
+"""Names of the head's own processes and command lines on the wire: no robot host has one."""
+
 SIMULATED = ("sim.", "gymnasium")
 """Kinds of robots whose clock need not be the wall's begin with one of these."""
 
 
-_SECTIONS = ("robots", "cameras", "tasks", "learners", "actors", "operators")
+_SECTIONS = ("robots", "hosts", "cameras", "tasks", "learners", "actors", "operators")
 _REFERENCES = (
     ("robots", "task", "tasks"),
     ("robots", "actor", "actors"),
@@ -36,6 +42,7 @@ def check_edges(root: Node, problems: Problems) -> None:
     _check_names(root, problems)
     _check_references(root, problems)
     _check_use(root, problems)
+    _check_hosts(root, problems)
 
 
 def _check_names(root: Node, problems: Problems) -> None:
@@ -92,3 +99,23 @@ def _check_use(root: Node, problems: Problems) -> None:
     for name, actor in _entries(root, "actors").items():
         if name not in used:
             problems.add(actor.where, f"actors.{name}", "no robot names this actor")
+
+
+def _check_hosts(root: Node, problems: Problems) -> None:
+    """Robots and the hosts they are wired to; a host that is only mentioned has nothing special."""
+    robots, hosts = _entries_node(root, "robots"), _entries(root, "hosts")
+    wired = {HERE}
+    for name in robots.value:
+        node = _entries(robots, name).get("host", Node(HERE))
+        wired.add(str(node.value))
+        place = f"robots.{name}.host"
+        if node.value in RESERVED:
+            problems.add(node.where, place, "a name of the head's own", got=repr(node.value))
+        elif hosts and isinstance(node.value, str) and node.value not in {HERE, *hosts}:
+            problems.unknown(node.where, place, "not one of the hosts", node.value, {HERE, *hosts})
+    for name, host in hosts.items():
+        if name not in wired:
+            problems.add(host.where, f"hosts.{name}", "no robot is wired to this host")
+    if HERE in hosts and _entries(Node(hosts), HERE).get("remote", Node(False)).value is True:
+        todo = "Give the other machine a name of its own."
+        problems.add(hosts[HERE].where, f"hosts.{HERE}", "this machine is not remote", todo=todo)

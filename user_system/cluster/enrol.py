@@ -4,7 +4,7 @@ from pathlib import Path
 
 from comms.authority import Authority
 from comms.credentials import Role
-from user_system.cluster.manifest import Manifest
+from user_system.cluster.manifest import LOOPBACK, Manifest
 from user_system.teleop.auth import make_accounts
 
 CLIENT = "cli"
@@ -22,10 +22,18 @@ def make_pki(directory: Path, manifest: Manifest) -> None:
     authority = Authority.open(directory, manifest.security.lifetime_s)
     roles = {"hub": Role.SERVICE, "replay": Role.SERVICE, PAGE: Role.SERVICE}
     roles |= {READER: Role.SERVICE, "learner": Role.LEARNER, CLIENT: Role.ENGINEER}
-    roles |= dict.fromkeys(manifest.hosts, Role.ROBOT)
-    here = tuple(dict.fromkeys(("localhost", "127.0.0.1", manifest.tunnel.host)))
+    # A robot host of its own makes its keys itself, and has them signed when it joins.
+    near = [host for host in manifest.edge_hosts if not manifest.is_remote(host)]
+    roles |= dict.fromkeys(near, Role.ROBOT)
     for name, role in roles.items():
-        authority.issue(name, role, manifest.page_names if name == PAGE else here)
+        names = manifest.page_names if name == PAGE else names_of_head(manifest)
+        authority.issue(name, role, names)
+
+
+def names_of_head(manifest: Manifest) -> list[str]:
+    """Return the names and addresses under which the head's services are reached."""
+    way = manifest.tunnel
+    return list(dict.fromkeys(["localhost", LOOPBACK, way.near, way.host]))
 
 
 def make_people(path: Path, manifest: Manifest) -> dict[str, str]:

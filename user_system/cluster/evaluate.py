@@ -30,6 +30,12 @@ def prepare(
     """
     source = up.resumed(run, settings)
     manifest = load_manifest(Path(source.file), source.settings)
+    if manifest.remote_hosts:
+        raise ConfigError(
+            "robots of other machines are judged in the run itself",
+            got=", ".join(manifest.remote_hosts),
+            todo="See schedule.eval_episodes and schedule.final_episodes.",
+        )
     stored = run / "hub" / "weights"
     if not stored.is_dir():
         raise ConfigError(f"{run} has no weights yet", todo="Let it learn first.")

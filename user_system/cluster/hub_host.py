@@ -11,6 +11,7 @@ from comms.serving import serve
 from comms.weights import WeightService
 from user_system.cluster import dial
 from user_system.cluster.configs import HubHostConfig
+from user_system.cluster.parse import dump
 from user_system.cluster.process import Life, run
 from user_system.core.clock import WallClock
 from user_system.hub.enrolments import Enrolments
@@ -22,26 +23,33 @@ TICK_S = 0.1
 def main(config: HubHostConfig, life: Life) -> None:
     """Serve until told to stop."""
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
+    fresh_address = dial.listening(config.listen, config.link.fresh)
     hub = Hub(
         config.directory,
         # The floor keeps tokens rising even where the hub's directory was lost.
-        HubConfig(run=config.run, token_floor=int(time.time()), schedule=config.schedule),
+        HubConfig(
+            run=config.run,
+            token_floor=int(time.time()),
+            schedule=config.schedule,
+            setups=config.setups,
+        ),
         WallClock(),
         stop=lambda message: fresh.send(message),
         announce=lambda now: fresh.announce(now.policy, now.version, now.hash, now.age_s),
     )
-    fresh = FreshHub(wallet(), allow, config.link.fresh, owner=hub.owner, on_message=hub.heard)
+    fresh = FreshHub(wallet(), allow, fresh_address, owner=hub.owner, on_message=hub.heard)
     fresh.start()
     hub.open()
     authority = Authority.open(config.link.pki, config.lifetime_s)
-    enrolments = Enrolments(authority, hub.audit, WallClock(), config.join_facts)
+    enrolments = Enrolments(authority, hub.audit, WallClock(), dump(config.join_facts) or {})
     hub.also(enrolments.tick, enrolments.figures)
     services: list[Any] = [
         HubService(hub),
         WeightService(hub.weights),
         EnrolmentService(enrolments),
     ]
-    with serve(services, credentials=wallet, allow=allow, address=config.link.hub):
+    address = dial.listening(config.listen, config.link.hub)
+    with serve(services, credentials=wallet, allow=allow, address=address):
         life.ready()
         while not life.stop.wait(TICK_S):
             hub.tick()

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,8 @@ class Child:
     """When to start it again, monotonic s."""
     backoff: Backoff = field(default_factory=Backoff)
     restarts: int = 0
+    leaving: bool = False
+    """Asked to end by itself; it is not started again."""
 
     @property
     def alive(self) -> bool:
@@ -251,6 +253,8 @@ class Supervisor:
                 if now >= child.due:
                     child.restarts += 1
                     self._spawn(child)
+            elif child.leaving:
+                continue
             elif child.popen is not None and (status := child.popen.poll()) is not None:
                 self._died(child, status, now)
 
@@ -281,6 +285,26 @@ class Supervisor:
         }
 
     # --- ending ------------------------------------------------------------------------------
+
+    def finish(self, name: str) -> None:
+        """Ask a process to finish what it is at and then to end; it is not started again."""
+        child = self._children[name]
+        child.leaving, child.due = True, None
+        if child.alive and child.popen is not None:
+            child.popen.send_signal(signal.SIGUSR1)
+
+    def end(
+        self, names: Iterable[str], hurry: Callable[[], bool] = lambda: False, grace_s: float = 10.0
+    ) -> None:
+        """End some processes and forget them; the rest goes on."""
+        ended = [child for name, child in self._children.items() if name in set(names)]
+        for stage in sorted({child.spec.stage for child in ended}, reverse=True):
+            self._stop_stage([c for c in ended if c.spec.stage == stage], hurry, grace_s)
+        for child in ended:
+            if child.popen is not None:
+                child.popen.wait()
+            del self._children[child.spec.name]
+        self.record().write(self._run)
 
     def stop(self, hurry: Callable[[], bool] = lambda: False, grace_s: float = 10.0) -> None:
         """End everything that was started and all that it started; may be repeated."""

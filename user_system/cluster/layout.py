@@ -27,6 +27,11 @@ class RunDir:
         return self.root / "config"
 
     @property
+    def setups(self) -> Path:
+        """What remote robot hosts are to run, one file each."""
+        return self.config / "setups"
+
+    @property
     def pki(self) -> Path:
         """Certificates and keys."""
         return self.root / "pki"

@@ -107,11 +107,12 @@ def _check_packages(manifest: Manifest, problems: Problems) -> None:
 
 
 def cameras_of(manifest: Manifest) -> list[str]:
-    """Return the simulated robots that ask for rendered pictures."""
+    """Return the simulated robots of this machine that ask for rendered pictures."""
     return [
         name
         for name, robot in manifest.robots.items()
         if robot.kind.startswith("sim.")
+        and not manifest.is_remote(robot.host)
         and (robot.previews or getattr(robot.config, "cameras", None))
     ]
 

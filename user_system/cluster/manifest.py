@@ -13,6 +13,8 @@ dataclass. No component receives a ``Manifest``; ``cluster.plan`` derives what e
 """
 
 import difflib
+import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,6 +29,10 @@ from user_system.core.helping import HelpConfig
 from user_system.core.registry import Registry
 from user_system.core.schedule import ScheduleConfig
 from user_system.replay.views import BUILT_IN, parse_views
+
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+"""A host name or an IPv4 address."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class RobotEntry:
     """Robot seconds per wall second; anything but 1 needs a simulated robot. A
     person drives in real time; a script does not, and a fast clock stands until it has acted."""
     config: Any = field(default=None, metadata={"plugin": "robots"})
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """One robot host."""
+
+    remote: bool = False
+    """It is a machine of its own: ``up`` starts nothing there, ``user-system edge join`` does."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +183,46 @@ class TeleopEntry:
 
 @dataclass(frozen=True)
 class TunnelEntry:
-    """How edge hosts reach the head; every port 0 means any free one."""
+    """How edge hosts reach the head.
+
+    A port of 0 is any free one. None given: 7400 to 7403 where robot hosts are to find the head
+    again after its restart, any free one where everybody is on this machine.
+    """
 
     kind: Literal["direct"] = "direct"
-    host: str = "127.0.0.1"
-    hub_port: int = field(default=0, metadata={"min": 0, "max": 65535})
-    fresh_port: int = field(default=0, metadata={"min": 0, "max": 65535})
-    replay_port: int = field(default=0, metadata={"min": 0, "max": 65535})
-    reader_port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    host: str = LOOPBACK
+    """Name or address by which robot hosts reach the head."""
+    listen: str = LOOPBACK
+    """IPv4 address on which the head's services listen; 0.0.0.0: on all that it has."""
+    hub_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+    fresh_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+    replay_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+    reader_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.IPv4Address(self.listen)
+        except ValueError:
+            raise ConfigError(
+                "listen: not an IPv4 address",
+                got=repr(self.listen),
+                allowed="127.0.0.1, 0.0.0.0 or an address of this machine",
+                todo="The name that robot hosts use belongs into tunnel.host.",
+            ) from None
+        if not HOST.fullmatch(self.host):
+            raise ConfigError(
+                "host: not a name or address", got=repr(self.host), allowed="without a port"
+            )
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the head's services can be reached from other machines."""
+        return not ipaddress.IPv4Address(self.listen).is_loopback
+
+    @property
+    def near(self) -> str:
+        """Where processes of the head reach its services."""
+        return LOOPBACK if self.listen == EVERYWHERE else self.listen
 
 
 @dataclass(frozen=True)
@@ -238,6 +284,8 @@ class Manifest:
     actors: Mapping[str, ActorEntry]
     run_dir: Path | None = None
     """Where everything of the run is kept; none given: ``runs/<name>``."""
+    hosts: Mapping[str, HostEntry] = field(default_factory=dict)
+    """Robot hosts of which there is more to say than the robots say."""
     cameras: Mapping[str, CameraEntry] = field(default_factory=dict)
     replay: ReplayEntry = ReplayEntry()
     teleop: TeleopEntry = TeleopEntry()
@@ -258,6 +306,27 @@ class Manifest:
         learners = self.learners.values()
         return self.replay.serve or any(entry.replay == "remote" for entry in learners)
 
+    def __post_init__(self) -> None:
+        self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Refuse what a robot host elsewhere could never reach."""
+        way = self.tunnel
+        if not self.remote_hosts or way.kind != "direct":
+            return
+        if way.exposed and way.host in ("localhost", LOOPBACK):
+            raise ConfigError(
+                "tunnel.host: robot hosts elsewhere cannot reach the head by it",
+                got=way.host,
+                todo="Give the name or address by which they do.",
+            )
+        if not way.exposed and way.host not in ("localhost", way.listen):
+            raise ConfigError(
+                f"tunnel.listen: nobody reaches {way.host} while the head listens on loopback only",
+                got=way.listen,
+                todo=f"Set tunnel.listen to {EVERYWHERE}, or to the address behind {way.host}.",
+            )
+
     @property
     def page_names(self) -> tuple[str, ...]:
         """Names and addresses by which the page may be called, the best one first."""
@@ -265,9 +334,18 @@ class Manifest:
         return tuple(dict.fromkeys(name for name in own if not is_wildcard(name)))
 
     @property
-    def hosts(self) -> list[str]:
+    def edge_hosts(self) -> list[str]:
         """Edge hosts, in order of first mention."""
         return list(dict.fromkeys(robot.host for robot in self.robots.values()))
+
+    @property
+    def remote_hosts(self) -> list[str]:
+        """Edge hosts that are machines of their own."""
+        return [host for host in self.edge_hosts if self.is_remote(host)]
+
+    def is_remote(self, host: str) -> bool:
+        """Whether an edge host is a machine of its own."""
+        return host in self.hosts and self.hosts[host].remote
 
     def robots_of(self, host: str) -> dict[str, RobotEntry]:
         """Return the robots wired to an edge host."""

@@ -27,6 +27,8 @@ class Process:
     ports: tuple[int, ...] = ()
     children: tuple["Process", ...] = ()
     """Processes that it starts and keeps running itself."""
+    remote: bool = False
+    """Whether it runs on another machine, which starts it itself."""
 
 
 def everything(processes: Iterable[Process]) -> list[Process]:
@@ -46,7 +48,7 @@ def rows(processes: Iterable[Process]) -> list[tuple[str, ...]]:
     return [
         (
             process.spec.name if process is parent else f"  {process.spec.name}",
-            process.host,
+            f"{process.host} (remote)" if process.remote else process.host,
             process.what,
             ", ".join(process.robots),
             f"{process.cpus:g}" if process.cpus else "",

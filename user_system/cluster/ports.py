@@ -11,6 +11,8 @@ from user_system.cluster.manifest import Manifest
 from user_system.cluster.tree import Problems
 
 LOOPBACK = "127.0.0.1"
+HUB, REPLAY, FRESH, READER = 7400, 7401, 7402, 7403
+"""Where robot hosts of other machines look for the head, unless the manifest says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,21 @@ class Ports:
 
 def choose(manifest: Manifest, problems: Problems) -> Ports:
     """Return the ports of a run: those asked for where free, others anywhere free."""
-    reader = manifest.tunnel.reader_port if manifest.draws_remotely else 0
+    way = manifest.tunnel
+    lasting = way.exposed or bool(manifest.remote_hosts)
+
+    def port(given: int | None, usual: int) -> int:
+        return given if given is not None else usual if lasting else 0
+
     asked = {
-        "hub": ("tunnel.hub_port", manifest.tunnel.host, manifest.tunnel.hub_port),
-        "fresh": ("tunnel.fresh_port", manifest.tunnel.host, manifest.tunnel.fresh_port),
-        "replay": ("tunnel.replay_port", manifest.tunnel.host, manifest.tunnel.replay_port),
-        "reader": ("tunnel.reader_port", manifest.tunnel.host, reader),
+        "hub": ("tunnel.hub_port", way.listen, port(way.hub_port, HUB)),
+        "fresh": ("tunnel.fresh_port", way.listen, port(way.fresh_port, FRESH)),
+        "replay": ("tunnel.replay_port", way.listen, port(way.replay_port, REPLAY)),
+        "reader": (
+            "tunnel.reader_port",
+            way.listen,
+            port(way.reader_port, READER) if manifest.draws_remotely else 0,
+        ),
         "page": ("teleop.port", manifest.teleop.host, manifest.teleop.port),
         "ray": ("ray.port", LOOPBACK, manifest.ray.port),
         "ray_client": ("", LOOPBACK, 0),

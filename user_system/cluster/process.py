@@ -51,6 +51,7 @@ class Life:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the process should end."""
     _calls: list[Callable[[], None]] = field(default_factory=list)
+    _finish: list[Callable[[], None]] = field(default_factory=list)
     _wake: int | None = None
     """Where the signal handler says that there was a signal."""
 
@@ -65,6 +66,11 @@ class Life:
         self._calls.append(call)
         if self.stop.is_set():
             call()
+
+    def on_finish(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run, in a thread, on SIGUSR1: the process is to end what it is at first."""
+        self._finish.append(call)
+        signal.signal(signal.SIGUSR1, self._signalled)
 
     def watch(self) -> None:
         """Take SIGTERM and SIGINT; again after a library took them (``ray.init`` does).
@@ -85,14 +91,16 @@ class Life:
         for call in self._calls:
             call()
 
-    def _signalled(self, *_: object) -> None:
+    def _signalled(self, number: int, _: object) -> None:
         if self._wake is not None:
             with suppress(BlockingIOError):  # a full pipe says it already
-                os.write(self._wake, b"!")
+                os.write(self._wake, bytes([number]))
 
     def _obey(self, heard: int) -> None:
         """End on the first signal; a process that cannot end says where it hangs and is ended."""
-        os.read(heard, 1)
+        while os.read(heard, 1)[0] == signal.SIGUSR1:
+            for call in self._finish:
+                call()
         self.end()
         time.sleep(END_S)
         log.error("still here %g s after it was asked to end; ended by force", END_S)

@@ -8,11 +8,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from user_system.cluster.status import View
+from user_system.cluster.status import HostView, View
 
 LINE_S = 5.0
 """Period of plain lines."""
 HEADINGS = ("phase", "env steps", "success", "helped", "updates/s", "version", "stale", "spool")
+
+
+HOST_HEADINGS = ("host", "where", "link", "seen", "boot", "version", "needs")
 
 
 def cells(view: View) -> tuple[str, ...]:
@@ -28,6 +31,13 @@ def cells(view: View) -> tuple[str, ...]:
         f"{figures.get('weights_age_s', 0):.1f} s",
         f"{view.spooled:.0f}",
     )
+
+
+def host_cells(host: HostView) -> tuple[str, ...]:
+    """Return what stands under ``HOST_HEADINGS``."""
+    where = "remote" if host.remote else "here"
+    seen = "never" if host.link == "awaited" else f"{host.last_seen_s:.1f} s ago"
+    return host.name, where, host.link, seen, host.boot, host.version, host.needs
 
 
 class Progress:
@@ -82,7 +92,9 @@ class Progress:
         elif self._clock() >= self._next:
             self._next = self._clock() + LINE_S
             pairs = zip(HEADINGS, cells(view), strict=True)
-            self.say(" · ".join(f"{name} {value}" for name, value in pairs))
+            words = [f"{name} {value}" for name, value in pairs]
+            words += [f"awaited {', '.join(view.awaited)}"] if view.awaited else []
+            self.say(" · ".join(words))
 
     def say(self, text: str) -> None:
         """Print one line above whatever is live."""
@@ -99,5 +111,7 @@ class Progress:
             f"{f' - {r.help}' if r.help else ''}"
             for r in view.robots
         )
+        if view.awaited:
+            robots += f"   awaited: {', '.join(view.awaited)}"
         table.caption, table.caption_justify = robots, "left"
         return table

@@ -20,10 +20,11 @@ from user_system.replay.views import parse_views
 def main(config: ReaderHostConfig, life: Life) -> None:
     """Draw for whoever may until told to stop."""
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
+    address = dial.listening(config.listen, config.link.reader)
     with reader(config.directory).open() as env:
         service = DataService(lambda opening: window(env, opening))
         with (
-            serve([service], credentials=wallet, allow=allow, address=config.link.reader) as server,
+            serve([service], credentials=wallet, allow=allow, address=address) as server,
             dial.tunnel(config.link) as way,
         ):
             life.ready()

@@ -21,6 +21,7 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     # make blocks or to serve a connection, must not keep it for the 5 ms that Python allows.
     sys.setswitchinterval(_SWITCH_S)
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
+    address = dial.listening(config.listen, config.link.replay)
     check_space(config)
     store = Store(
         config.directory,
@@ -31,9 +32,7 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     )
     with (
         store.open(create=True),
-        serve(
-            [ExperienceService(store)], credentials=wallet, allow=allow, address=config.link.replay
-        ),
+        serve([ExperienceService(store)], credentials=wallet, allow=allow, address=address),
         dial.tunnel(config.link) as way,
     ):
         life.ready()

@@ -28,6 +28,33 @@ class RobotView:
 
 
 @dataclass(frozen=True)
+class HostView:
+    """One robot host."""
+
+    name: str
+    remote: bool
+    """Whether it is a machine of its own."""
+    link: str
+    """awaited, starting, online or away."""
+    last_seen_s: float
+    boot: str = ""
+    version: str = ""
+    current: bool = True
+    """Whether it runs the newest setup."""
+    trouble: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> str:
+        """What a person could do for it; "" where nothing."""
+        if self.trouble:
+            return self.trouble
+        if self.link == "awaited":
+            return f"user-system enrol create {self.name}, then `user-system edge join` there"
+        return "" if self.current else "takes the new setup at the end of an episode"
+
+
+@dataclass(frozen=True)
 class View:
     """One look at a run."""
 
@@ -39,6 +66,12 @@ class View:
     robots: tuple[RobotView, ...]
     evaluations: tuple[dict[str, float], ...]
     processes: dict[str, dict[str, float]]
+    hosts: tuple[HostView, ...] = ()
+
+    @property
+    def awaited(self) -> list[str]:
+        """Robot hosts that are not there, or not any more."""
+        return [host.name for host in self.hosts if host.remote and host.link != "online"]
 
     @property
     def spooled(self) -> float:
@@ -101,4 +134,18 @@ def view_of(status: hub_pb2.SystemStatus) -> View:
             for e in status.evaluations
         ),
         processes={p.name: dict(p.figures) for p in status.processes},
+        hosts=tuple(
+            HostView(
+                name=h.name,
+                remote=h.remote,
+                link=h.link,
+                last_seen_s=h.last_seen_s,
+                boot=h.boot,
+                version=h.version,
+                current=h.current,
+                trouble=h.trouble,
+                figures=dict(h.figures),
+            )
+            for h in status.hosts
+        ),
     )

@@ -8,20 +8,29 @@ Everything that can be wrong is found before anything starts; whatever happens a
 process that was started is ended.
 """
 
-import contextlib
 import json
 import logging
 import shutil
-import signal
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from user_system.cluster import enrol, layout, machine, plan, ports, report, resources, runs, status
+from user_system.cluster import (
+    enrol,
+    layout,
+    machine,
+    plan,
+    ports,
+    report,
+    resources,
+    runs,
+    setup,
+    status,
+)
 from user_system.cluster.compose import Composer
+from user_system.cluster.interrupt import Interrupt
 from user_system.cluster.launch import Supervisor
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import Manifest, load_manifest
@@ -51,36 +60,6 @@ class Source:
     settings: tuple[str, ...] = ()
 
 
-class Interrupt:
-    """Ctrl-C and SIGTERM as facts that the main loop looks at; the second one is in a hurry."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.number = 0
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator["Interrupt"]:
-        """Take over the signals for the length of a ``with`` block (main thread only)."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._note) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.count, self.number = self.count + 1, number
-
-    def asked(self) -> bool:
-        """Whether the run should end."""
-        return self.count > 0
-
-    def hurry(self) -> bool:
-        """Whether it should end at once."""
-        return self.count > 1
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A checked run that has not started anything yet."""
@@ -106,12 +85,14 @@ def check(manifest: Manifest, root: Path) -> tuple[ports.Ports, machine.Machine]
 
 
 def preview(source: Source) -> list[plan.Process]:
-    """Return what ``up`` would start; starts and writes nothing."""
+    """Return what ``up`` would start, and what remote hosts would; starts and writes nothing."""
     machine.check_packages()
     manifest = load_manifest(Path(source.file), source.settings)
     chosen, here = check(manifest, manifest.run)
     nowhere = RunDir(manifest.run.resolve(), Path("/tmp/us-preview"))
-    return Composer(manifest, nowhere, chosen, here.cores, here.gpus).processes()
+    composer = Composer(manifest, nowhere, chosen, here.cores, here.gpus)
+    far = [process for host in manifest.remote_hosts for process in composer.remote(host)]
+    return composer.processes() + far
 
 
 def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
@@ -159,8 +140,18 @@ def make(
     )
     processes = composer.processes()
     plan.write_configs(processes)
+    write_setups(composer)
     write_private(run.config / status.FILE, json.dumps(dump(composer.link(enrol.CLIENT))))
     return Prepared(manifest, run, composer, processes)
+
+
+def write_setups(composer: Composer) -> None:
+    """Write down what each remote host is to run, for the hub to serve; nothing of earlier ones."""
+    shutil.rmtree(composer.run.setups, ignore_errors=True)
+    composer.run.setups.mkdir(mode=0o700)
+    for host in composer.manifest.remote_hosts:
+        made = setup.make(composer.manifest.name, host, composer.remote(host))
+        write_private(composer.run.setups / f"{host}.json", setup.encode(made).decode())
 
 
 def resumed(root: Path, settings: Sequence[str] = ()) -> Source:

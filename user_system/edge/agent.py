@@ -111,6 +111,7 @@ class Agent:
         self._lock = threading.Lock()
         self._met = threading.Condition()
         self._open = threading.Event()
+        self._finishing = threading.Event()
         self._threads = [
             threading.Thread(target=self._host, args=(robot,), name=robot.name, daemon=True)
             for robot in config.robots
@@ -142,6 +143,8 @@ class Agent:
                 self._enlist({name: known[name] for name in known.keys() - enlisted})
                 enlisted |= known.keys()
             self._end_hung_workers()
+            if self._finishing.is_set() and self._finished():
+                break
             time.sleep(0.02)
         self._end()
 
@@ -249,6 +252,18 @@ class Agent:
     def close(self) -> None:
         """Let ``run`` end; thread-safe, also from a signal handler."""
         self._open.clear()
+
+    def finish(self) -> None:
+        """Let ``run`` end once every robot is at rest or at the end of its episode; thread-safe."""
+        self._finishing.set()
+
+    def _finished(self) -> bool:
+        """Have no robot begin anything more; True: all are at rest and know it."""
+        stations = list(self.stations.values())
+        told = all(station.session.finishing for station in stations)
+        for station in stations:
+            station.session.finishing = True
+        return told and all(station.session.at_rest for station in stations)
 
     def _end(self) -> None:
         for station in list(self.stations.values()):

@@ -91,6 +91,8 @@ class Session:
         """Who held it before it was left waiting; empty where a mishap did."""
         self.armed = True
         """Whether the weights that the episode asks for act."""
+        self.finishing = False
+        """Whether it begins nothing more: its host is about to restart."""
         self.effects: list[Effect] = []
         self.takeovers = 0
         self._episode: Episode | None = None
@@ -119,6 +121,11 @@ class Session:
     def recording(self) -> bool:
         """Whether steps are part of an episode now."""
         return self._episode is not None and self._episode.running
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is lost where the agent ends now: it is still, and in no episode."""
+        return not self.recording and self.mode in STOPPED_MODES | {Mode.HOLD}
 
     @property
     def judged(self) -> bool:
@@ -539,6 +546,8 @@ class Session:
         """At rest and free: take the next step of the schedule."""
         episode = self._episode
         if not self._driver or self.fault or self._releasing or not self.leases.token:
+            return
+        if self.finishing:
             return
         if not self._worker or now < self._retry:
             return

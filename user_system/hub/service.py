@@ -6,6 +6,7 @@ is here may die at any moment and is learned anew from the hosts, which dial aga
 """
 
 import logging
+import os
 import time
 import uuid
 from collections import deque
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import user_system
 from comms.credentials import Peer, Role
 from comms.pb import fresh_pb2, hub_pb2
 from user_system.core.clock import Clock
@@ -20,6 +22,7 @@ from user_system.core.errors import LinkError, SecurityError, StoreError
 from user_system.core.modes import Event
 from user_system.core.schedule import ScheduleConfig
 from user_system.core.throttle import Throttle
+from user_system.core.versions import PROTOCOL
 from user_system.hub import status
 from user_system.hub.audit import Audit
 from user_system.hub.commands import Wishes
@@ -27,6 +30,7 @@ from user_system.hub.hosts import HostLink, Hosts
 from user_system.hub.leases import Holding, Leases
 from user_system.hub.registry import Registry
 from user_system.hub.schedule import Book
+from user_system.hub.setups import Setups
 from user_system.hub.weight_store import Current, WeightStore, WeightStoreConfig
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,8 @@ class HubConfig:
     """Time offline after which a robot's episode is given to others, in wall s."""
     token_floor: int = 0
     """No fencing token is below it; see ``Leases``."""
+    setups: Path | None = None
+    """Directory with what remote hosts are to run."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weights: WeightStoreConfig = field(default_factory=WeightStoreConfig)
 
@@ -101,6 +107,7 @@ class Hub:
             pinned=lambda policy: self.book.pinned,
         )
         self.board = status.Board(clock)
+        self.setups = Setups(config.setups, clock)
         self.hosts = Hosts(
             self.registry, self.leases, self.book, self.weights, clock, self.board.progress
         )
@@ -227,6 +234,20 @@ class Hub:
             self.audit.write("release", request.operator, robot=request.robot, through=peer.name)
         return self.wishes.ask(request, timeout_s)
 
+    def setup(self, peer: Peer, query: hub_pb2.SetupQuery) -> hub_pb2.SetupReply:
+        """Return what a remote host is to run; nobody gets another's."""
+        return self.setups.answer(peer.name, query)
+
+    def probe(self, peer: Peer, query: hub_pb2.ProbeQuery) -> hub_pb2.ProbeReply:
+        """Answer with as many bytes as are wanted, which no device on the way can shrink."""
+        del peer  # who may connect may measure
+        return hub_pb2.ProbeReply(
+            payload=os.urandom(query.want),
+            wall_s=time.time(),
+            protocol=PROTOCOL,
+            version=user_system.__version__,
+        )
+
     def status(self, peer: Peer) -> hub_pb2.SystemStatus:
         """Return what the system looks like now."""
         del peer  # everybody who may connect may look
@@ -240,6 +261,7 @@ class Hub:
             figures=self._figures(),
             evaluations=status.evaluations(self.book.evaluations),
             curve=status.curve(self.book.curve()),
+            hosts=self.setups.hosts(self.registry.all()),
         )
 
     def report(self, peer: Peer, report: hub_pb2.ProcessReport) -> hub_pb2.ReportReply:

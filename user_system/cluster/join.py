@@ -1,0 +1,171 @@
+"""Making this machine a robot host: keys, certificate, who the head is, and a unit that runs it.
+
+The line comes from `user-system enrol create` at the head. It is used once; whatever fails before
+the head has taken it leaves everything as it was, and what fails after it is said with what to do.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from user_system.cluster import census, systemd
+from user_system.cluster.configs import JoinFacts
+from user_system.cluster.edge_home import EdgeFile, EdgeHome, default_root
+from user_system.cluster.parse import load
+from user_system.cluster.process import write_private
+from user_system.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from comms.joining import Joined
+
+LIVE_S = 60.0
+"""Time for a host to start under systemd before the command no longer waits for it."""
+
+
+Join = Callable[[str, Path], "Joined"]
+"""Use a line up and put keys and certificate into a directory; ``comms.joining.join``."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A robot host that was made, and has not started yet."""
+
+    home: EdgeHome
+    file: EdgeFile
+    unit: Path
+    """Where its unit lies."""
+    managed: bool
+    """Whether systemd runs this machine, and so this host."""
+
+    @property
+    def start_line(self) -> str:
+        """The command that starts it."""
+        if not self.managed:
+            return f"user-system edge run {self.home.root}"
+        user = "" if systemd.as_root() else "--user "
+        return f"systemctl {user}enable --now {self.unit.name}"
+
+
+def make(line: str, directory: Path | None, join: Join) -> Made:
+    """Join and write everything down; nothing is started.
+
+    Joining again into the same directory replaces credentials and address, and keeps the rest.
+
+    Args:
+        line: as printed at the head.
+        directory: of this host; None: the usual one.
+        join: how to.
+
+    Raises:
+        ConfigError: the line is none, or the directory is another host's or in use.
+        SecurityError: the head, or who answered in its place, refuses.
+        LinkError: it cannot be reached.
+    """
+    wanted = directory.resolve() if directory is not None else None
+    if wanted is not None:
+        _check_free(EdgeHome(wanted))
+    place = (wanted or default_root("x")).parent
+    with _scratch(place) as scratch:
+        joined = join(line, Path(scratch) / "pki")
+        file = EdgeFile(joined.name, load(JoinFacts, dict(joined.facts), "what the head told"))
+        home = EdgeHome(wanted or default_root(joined.name))
+        _check_free(home, joined.name)
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.root.chmod(0o700)
+        _take_keys(Path(scratch) / "pki", home.pki)
+    home.write(file)
+    return _with_unit(home, file)
+
+
+def _scratch(place: Path) -> "tempfile.TemporaryDirectory[str]":
+    """Return a directory on the disk of the later one, so that keys move in one step.
+
+    Raises:
+        ConfigError: nothing can be made there.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".joining-", dir=place)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {place}", got=error.strerror, todo="Choose another place with --dir."
+        ) from error
+
+
+def _check_free(home: EdgeHome, name: str = "") -> None:
+    """Check that a directory can become the host ``name``'s, "": not known yet."""
+    if home.file.exists() and name and (owner := home.read().name) != name:
+        raise ConfigError(
+            f"{home.root} is the directory of another robot host",
+            got=owner,
+            allowed=name,
+            todo="What it recorded stays its own: choose another place with --dir.",
+        )
+    if not home.file.exists() and home.root.is_dir() and any(home.root.iterdir()):
+        raise ConfigError(
+            f"{home.root} holds something else",
+            allowed="a directory that is new, empty or of a robot host",
+            todo="Choose another with --dir.",
+        )
+    record = census.read_record(home.root)
+    managed = (
+        home.file.exists()
+        and systemd.runs_here()
+        and systemd.active(systemd.unit_name(home.read().name))
+    )
+    if record is not None and record.launcher_alive and not managed:
+        raise ConfigError(
+            f"robot host {home.root} runs",
+            got=f"process {record.launcher}",
+            todo=f"End it first: user-system down {home.root}.",
+        )
+
+
+def _take_keys(new: Path, place: Path) -> None:
+    """Replace the credentials in one step, as far as a directory can be: old ones move aside."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        place.rename(new.with_name("old"))  # deleted with the scratch directory
+    new.rename(place)
+
+
+def _with_unit(home: EdgeHome, file: EdgeFile) -> Made:
+    managed = systemd.runs_here()
+    name = systemd.unit_name(file.name)
+    text = systemd.unit(file.name, home.root)
+    path = (systemd.unit_folder() if managed else home.root) / name
+    if managed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    else:
+        write_private(path, text)
+    return Made(home, file, path, managed)
+
+
+def start(made: Made, say: Callable[[str], None]) -> None:
+    """Have systemd run a host, and wait until it is live or a minute is over.
+
+    Raises:
+        LinkError: systemd refuses.
+    """
+    again = systemd.active(made.unit.name)
+    ready = made.home.root / "ready" / f"edge-{made.file.name}"
+    ready.unlink(missing_ok=True)
+    systemd.start(made.unit.name, again=again)
+    deadline = time.monotonic() + LIVE_S
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    user = "" if systemd.as_root() else "--user "
+    log = f"journalctl {user}-u {made.unit.name}"
+    if ready.exists():
+        say(f"{made.file.name} is live; see {made.file.facts.page or 'the head'}, or: {log}")
+    else:
+        say(
+            f"{made.file.name} has joined and is starting; see what it waits for: {log}, or: "
+            f"user-system doctor {made.home.root}"
+        )
+    if user:
+        say("To have it run while nobody is logged in: sudo loginctl enable-linger")
