@@ -266,8 +266,9 @@ class Agent:
         return told and all(station.session.at_rest for station in stations)
 
     def _end(self) -> None:
-        for station in list(self.stations.values()):
-            station.close()
+        with self._lock:  # a loop that ends by itself lets go of what its station is woken by
+            for station in self.stations.values():
+                station.close()
         for thread in self._threads:
             thread.join(5.0)
         self.supervisor.close()
