@@ -15,13 +15,13 @@ Undoing leaves the index where it is: it knows more than before, as at any later
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from comms import data_wire
-from comms.data_wire import SKIPPED, State
+from comms.data_wire import SKIPPED, Masses, State
 from comms.pb import data_pb2 as pb
 from user_system.core.errors import SpecError, StoreError, UserSystemError
 from user_system.core.interfaces import Data, Draw, NotReady, Priorities
@@ -29,7 +29,12 @@ from user_system.core.interfaces import Data, Draw, NotReady, Priorities
 log = logging.getLogger(__name__)
 
 
-UNNUMBERED = (pb.DATA_KIND_COUNT, pb.DATA_KIND_NAMES, pb.DATA_KIND_RESTORE)
+UNNUMBERED = (
+    pb.DATA_KIND_COUNT,
+    pb.DATA_KIND_NAMES,
+    pb.DATA_KIND_MASSES,
+    pb.DATA_KIND_RESTORE,
+)
 """Kinds of asks that take nothing away; the last one brings back what the learner had said."""
 
 
@@ -47,6 +52,9 @@ class Window(Data, Priorities, Protocol):
 
     def names(self) -> Sequence[str]:
         """Return the names behind the codes of columns."""
+
+    def masses(self, request: Draw) -> Mapping[str, Masses]:
+        """Return what a draw would draw from: view -> class -> (steps, weight)."""
 
     def bytes_of(self, request: Draw) -> int:
         """Return about how many bytes a batch of ``request`` would have, without drawing it."""
@@ -188,7 +196,7 @@ class Answers:
         raise SpecError(
             "unknown kind of ask",
             got=int(ask.kind),
-            allowed="draw, consume, count, prioritise, refresh, names, restore",
+            allowed="draw, consume, count, masses, prioritise, refresh, names, restore",
         )
 
     def _batch(self, ask: pb.DataAsk) -> tuple[bytes, State]:
@@ -222,6 +230,9 @@ class Answers:
                 return data_wire.encode_names(self._window.names())
             if ask.kind == pb.DATA_KIND_RESTORE:
                 return self._restore(ask)
+            if ask.kind == pb.DATA_KIND_MASSES:
+                wanted = data_wire.decode_draw(ask.content)
+                return data_wire.encode_masses(self._window.masses(wanted))
             view = data_wire.decode_view(ask.content)
             return data_wire.encode_count(self._window.count(view))
         except (NotReady, UserSystemError) as error:

@@ -28,7 +28,7 @@ from comms import data_wire
 from comms.data_features import Features
 from comms.data_link import Key, Late, Link, Pending
 from comms.data_priorities import Said, split
-from comms.data_wire import Answer, Opening, State
+from comms.data_wire import Answer, Masses, Opening, State
 from comms.pb import data_pb2 as pb
 from comms.silence import LIMIT_S
 from comms.tunnel import Tunnel
@@ -54,6 +54,7 @@ class RemoteData:
 
     Args:
         tunnel: the way to the replay reader.
+        shard: host that keeps the shard to draw from; "": what the head keeps.
         seed: of the draws.
         schema: id of the rows wanted; needed only where the store holds several.
         follow: whether each draw first takes in what is new.
@@ -73,6 +74,7 @@ class RemoteData:
         self,
         tunnel: Tunnel,
         *,
+        shard: str = "",
         seed: int = 0,
         schema: str | None = None,
         follow: bool = True,
@@ -88,7 +90,7 @@ class RemoteData:
     ):
         if not 0 <= ahead <= MAX_AHEAD:
             raise ConfigError("batches to draw ahead", got=ahead, allowed=f"0..{MAX_AHEAD}")
-        self._tunnel = tunnel
+        self._tunnel, self._shard = tunnel, shard
         self._opening = Opening(seed, schema, follow, views or {})
         self._depth, self._ahead_bytes = ahead, ahead_bytes
         self._patience_s, self._answer_s = patience_s, min(answer_s, patience_s)
@@ -175,6 +177,13 @@ class RemoteData:
         if answer.names is None:
             raise StoreError("the replay reader did not say what codes mean")
         return list(answer.names)
+
+    def masses(self, request: Draw) -> Mapping[str, Masses]:
+        """Return what ``request`` would draw from: view -> class -> (steps, weight)."""
+        answer = self._aside(pb.DATA_KIND_MASSES, data_wire.encode_draw(request))
+        if answer.masses is None:
+            raise StoreError("the replay reader did not say what there is to draw from")
+        return answer.masses
 
     def refresh(self) -> bool:
         """Take in what is new; return whether there was anything."""
@@ -290,9 +299,9 @@ class RemoteData:
         count, at = self._counted[view]
         return f"{count} when it last said it, {time.monotonic() - at:.0f} s ago"
 
-    def _aside(self, kind: pb.DataKind) -> Answer:
+    def _aside(self, kind: pb.DataKind, content: bytes = b"") -> Answer:
         """Return the answer to an ask that is not numbered."""
-        ask = pb.DataAsk(kind=kind)
+        ask = pb.DataAsk(kind=kind, content=content)
         with self._lock:
             answer = self._patiently(lambda: self._ask(ask).wait())
         if answer.error is not None:
@@ -377,7 +386,7 @@ class RemoteData:
         self._figures["dialled"] += 1
         content = data_wire.encode_opening(self._opening, self._state)
         opening = pb.DataOpen(session=self._session, delivered=self._delivered, content=content)
-        link = Link(self._tunnel, self._silence_s)
+        link = Link(self._tunnel, self._silence_s, self._shard)
         try:
             answer = link.ask(pb.DataRequest(open=opening), Pending((0, b""))).wait(within_s)
             if answer.error is not None:

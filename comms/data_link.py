@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from comms import data_wire
-from comms.data_wire import Answer
+from comms.data_wire import SHARD, Answer
 from comms.pb import data_pb2 as pb
 from comms.pb import data_pb2_grpc
 from comms.silence import Call, listen
@@ -95,9 +95,10 @@ class Link:
     Args:
         tunnel: the way to the replay reader.
         silence_s: a reader that says nothing for so long is given up.
+        shard: host whose own shard is wanted; "": the reader's.
     """
 
-    def __init__(self, tunnel: Tunnel, silence_s: float):
+    def __init__(self, tunnel: Tunnel, silence_s: float, shard: str = ""):
         self._silence_s = silence_s
         self._outgoing: SimpleQueue[pb.DataRequest | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -108,7 +109,9 @@ class Link:
         self.bytes = 0
         """Bytes of answers received."""
         stub = data_pb2_grpc.DataStub(tunnel.channel("reader"))  # type: ignore[no-untyped-call]
-        self._call: Call[pb.DataPart] = stub.Attach(iter(self._outgoing.get, None))
+        self._call: Call[pb.DataPart] = stub.Attach(
+            iter(self._outgoing.get, None), metadata=((SHARD, shard),) if shard else None
+        )
         self._thread = threading.Thread(target=self._receive, name="draws", daemon=True)
         self._thread.start()
 

@@ -11,18 +11,19 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import grpc
 
 from comms.credentials import Peer
 from comms.data_session import Limits, Make, Reply, Session, Stream
-from comms.data_wire import MAX_ASK, MAX_OPEN
+from comms.data_wire import MAX_ASK, MAX_OPEN, SHARD
 from comms.pb import data_pb2 as pb
 from comms.pb import data_pb2_grpc
 from comms.security import identify
 from comms.silence import speak
-from user_system.core.errors import LinkError, SpecError, UserSystemError
+from user_system.core.errors import LinkError, MissingError, SpecError, UserSystemError
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,29 @@ PART = 1 << 20
 _NAME = re.compile(r"[0-9a-f]{32}")
 _BEAT = Reply(b"")
 
+_NO_RELAY = "Does the manifest give that host a replay of its own?"
+
 Key = tuple[str, str]
 """(name of the peer, name of the session)."""
+
+
+class Relay(Protocol):
+    """Where streams go that want a shard of another site; ``comms.shard_relay`` is one."""
+
+    def attach(
+        self,
+        shard: str,
+        learner: Peer,
+        requests: Iterator[pb.DataRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.DataPart]:
+        """Pass a learner's stream on to ``shard``."""
+
+
+def shard_of(context: grpc.ServicerContext) -> str:
+    """Return which shard a call wants; "": the one that is kept here."""
+    given = [value for key, value in context.invocation_metadata() or () if key == SHARD]
+    return str(given[0])[:256] if given else ""
 
 
 class DataService(data_pb2_grpc.DataServicer):
@@ -42,10 +64,11 @@ class DataService(data_pb2_grpc.DataServicer):
     Args:
         make: makes the window of a new session.
         limits: what learners may take of this process.
+        relay: where learners are handed on that want a shard of another site; None: nowhere.
     """
 
-    def __init__(self, make: Make, limits: Limits | None = None):
-        self._make = make
+    def __init__(self, make: Make, limits: Limits | None = None, relay: Relay | None = None):
+        self._make, self._relay = make, relay
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._sessions: dict[Key, Session] = {}
@@ -90,17 +113,37 @@ class DataService(data_pb2_grpc.DataServicer):
     def Attach(  # noqa: N802 (gRPC's name)
         self, request_iterator: Iterator[pb.DataRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.DataPart]:
-        """Serve one learner for as long as its connection holds."""
-        peer = identify(context)
-        opening = _opening(request_iterator)
+        """Serve one learner for as long as its connection holds, or hand it to its shard."""
+        shard = shard_of(context)
+        if shard and self._relay is not None:
+            yield from self._relay.attach(shard, identify(context), request_iterator, context)
+        elif shard:
+            raise MissingError(f"no shard {shard!r} is offered here", todo=_NO_RELAY)
+        else:
+            yield from self.attend(identify(context), request_iterator, context.add_callback)
+
+    def attend(
+        self,
+        peer: Peer,
+        requests: Iterator[pb.DataRequest],
+        when_over: Callable[[Callable[[], None]], bool],
+    ) -> Iterator[pb.DataPart]:
+        """Serve one learner's stream, wherever it comes from.
+
+        Args:
+            peer: the learner.
+            requests: what it asks.
+            when_over: has a function called once the connection is over; False: it is already.
+        """
+        opening = _opening(requests)
         stream = Stream()
-        if not context.add_callback(stream.end):
+        if not when_over(stream.end):
             return  # over before it began
         key = peer.name, opening.session
         session = self._adopt(peer, key, stream)
         try:
             session.put(stream, opening)
-            args = key, session, stream, request_iterator
+            args = key, session, stream, requests
             threading.Thread(
                 target=self._read, args=args, name=f"from {peer.name}", daemon=True
             ).start()

@@ -21,6 +21,9 @@ from user_system.core.interfaces import Draw, NotReady
 from user_system.core.priorities import checked
 from user_system.core.types import Array, Batch
 
+SHARD = "shard"
+"""Metadata of a call: the host whose own shard it wants; none: what the reader keeps itself."""
+
 MAX_ASK = 64 << 10
 """Bytes of one request."""
 
@@ -33,6 +36,9 @@ MAX_VIEWS = 64
 _MAX_TEXT = 16 << 10
 
 State = Mapping[str, Any]
+
+Masses = Mapping[str, tuple[int, float]]
+"""Class -> (steps, weight), of one view."""
 
 _KINDS: Mapping[str, type[Exception]] = {
     kind.__name__: kind
@@ -62,6 +68,7 @@ class Answer:
     count: int | None = None
     names: Sequence[str] | None = None
     """Behind the codes of columns."""
+    masses: Mapping[str, Masses] | None = None
     new: bool = False
     """Whether there was anything new to take in."""
     rebuilt: bool = False
@@ -178,6 +185,12 @@ def encode_names(names: Sequence[str]) -> bytes:
     return arrays.pack({"names": list(names)}, {})
 
 
+def encode_masses(masses: Mapping[str, Masses]) -> bytes:
+    """Return what a draw would draw from as an answer."""
+    views = {view: {c: list(m) for c, m in of.items()} for view, of in masses.items()}
+    return arrays.pack({"masses": views}, {})
+
+
 def encode_state(state: State, *, rebuilt: bool = False, new: bool = False) -> bytes:
     """Return the answer to what changed a window, or to the beginning of a session."""
     blocks: dict[str, Array] = {}
@@ -203,6 +216,7 @@ def decode_answer(buffer: Array, max_bytes: int = arrays.MAX_BYTES) -> Answer:
         state=untyped(meta.get("state"), blocks),
         batch=None if tree is None else typed(Batch, tree, blocks, "batch"),
         count=typed(int | None, meta.get("count"), {}, "count"),
+        masses=_masses(meta.get("masses")),
         names=typed(Sequence[str] | None, meta.get("names"), {}, "names"),
         new=bool(meta.get("new")),
         rebuilt=bool(meta.get("rebuilt")),
@@ -210,6 +224,20 @@ def decode_answer(buffer: Array, max_bytes: int = arrays.MAX_BYTES) -> Answer:
         skipped=bool(meta.get("skipped")),
         size=len(buffer),
     )
+
+
+def _masses(tree: Any) -> Mapping[str, Masses] | None:
+    """Return masses, where an answer has them."""
+    if tree is None:
+        return None
+    views = typed(Mapping[str, Mapping[str, Sequence[float]]], tree, {}, "masses")
+    wrong = [c for of in views.values() for c, m in of.items() if len(m) != 2 or min(m) < 0]
+    if wrong:
+        raise SpecError("masses", got=", ".join(wrong), allowed="steps and weight of each class")
+    return {
+        view: {name: (int(steps), float(weight)) for name, (steps, weight) in of.items()}
+        for view, of in views.items()
+    }
 
 
 def _error(tree: Mapping[str, str]) -> Exception:

@@ -53,6 +53,13 @@ def status_of(error: UserSystemError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def known(kind: str, text: str) -> UserSystemError:
+    """Return the error that another process names by its class, with its text to the letter."""
+    again = _KINDS.get(kind, LinkError)(text)
+    again.args = (text,)
+    return again
+
+
 def abort(context: grpc.ServicerContext, error: UserSystemError) -> NoReturn:
     """End a call with ``error``."""
     kind = next((k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS), "")
@@ -73,9 +80,7 @@ def received(error: grpc.RpcError, what: str) -> UserSystemError:
     kind = dict(error.trailing_metadata() or ()).get(KIND, "")
     text = error.details() or error.code().name
     if kind in _KINDS:
-        again = _KINDS[str(kind)](text)
-        again.args = (text,)  # to the letter, as it was raised there
-        return again
+        return known(str(kind), text)
     if error.code() is grpc.StatusCode.PERMISSION_DENIED:
         return SecurityError(text)
     return LinkError(

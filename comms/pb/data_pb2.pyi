@@ -16,6 +16,7 @@ class DataKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_KIND_REFRESH: _ClassVar[DataKind]
     DATA_KIND_NAMES: _ClassVar[DataKind]
     DATA_KIND_RESTORE: _ClassVar[DataKind]
+    DATA_KIND_MASSES: _ClassVar[DataKind]
 DATA_KIND_UNSPECIFIED: DataKind
 DATA_KIND_DRAW: DataKind
 DATA_KIND_CONSUME: DataKind
@@ -24,6 +25,7 @@ DATA_KIND_PRIORITISE: DataKind
 DATA_KIND_REFRESH: DataKind
 DATA_KIND_NAMES: DataKind
 DATA_KIND_RESTORE: DataKind
+DATA_KIND_MASSES: DataKind
 
 class DataRequest(_message.Message):
     __slots__ = ("open", "ask", "close")

@@ -12,7 +12,7 @@ from user_system.core.types import Array
 from user_system.replay.rows import Rows
 from user_system.replay.values import Priorities, Values
 from user_system.replay.views import Members, View
-from user_system.replay.weigh import Weights, weights
+from user_system.replay.weigh import Masses, Weights, weights
 
 _MOST_KEPT = 64
 """Of views by reward, and of weights: what requests made necessary, until others did."""
@@ -102,6 +102,13 @@ class Chooser:
         places, chances = self._weigh(view, request, request.weigh).pick(rng, n)
         importance = (len(found) * chances) ** -request.weigh.beta
         return Picked(view, found[places], importance.astype(np.float32))
+
+    def masses(self, view: str, request: Draw) -> Masses:
+        """Return what a view has to draw from, see ``weigh.Weights.masses``."""
+        if request.weigh is not None:
+            return self._weigh(view, request, request.weigh).masses()
+        found = len(self.candidates(view, request))
+        return {"": (found, float(found))}
 
     def view(self, name: str) -> View:
         """Return a view by name."""

@@ -31,6 +31,7 @@ from user_system.replay.index import Index, Mark
 from user_system.replay.pixels import Pixels
 from user_system.replay.rows import Rows
 from user_system.replay.views import BUILT_IN, View
+from user_system.replay.weigh import Masses
 
 Choose = Callable[[Chooser, str, int], Picked]
 """Returns ``n`` of what a view offers."""
@@ -136,6 +137,20 @@ class ReplayData:
             lookup(self._views, view)
             return 0
         return len(window.chooser.members(view).rows())
+
+    def masses(self, request: Draw) -> Mapping[str, Masses]:
+        """Return what ``request`` would draw from: view -> class -> (steps, weight).
+
+        For whoever draws from several stores as if they were one; see ``shards``.
+        """
+        wanted = requests.checked(request)
+        self._follow()
+        window = self._look()
+        if window is None:
+            for view in wanted.mix:
+                lookup(self._views, view)
+            return {view: {} for view in wanted.mix}
+        return {view: window.chooser.masses(view, wanted) for view in wanted.mix}
 
     def prioritise(self, ids: Array, values: Array) -> None:
         """Say what steps ``ids`` ``[N]`` are worth; see ``core.interfaces.Priorities``."""

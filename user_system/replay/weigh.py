@@ -33,8 +33,15 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+Masses = Mapping[str, tuple[int, float]]
+"""Class -> (steps of a view, sum of their weights); one class "" where there are none."""
+
+
 class Weights(Protocol):
     """How likely each step of a view is."""
+
+    def masses(self) -> Masses:
+        """Return what the view has to draw from; weights of classes are their steps."""
 
     def pick(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
         """Return ``n`` places in the view ``[n]``, and the probability of each ``[n]``.
@@ -97,9 +104,15 @@ class Classes:
         self._generation = -1
         self._places: dict[int, Column] = {}
         """Code of a class -> its places in the view, ascending."""
+        self._named: dict[str, Column] = {}
         self._order: list[Column] = []
         self._ends = np.zeros(0)
         members.watchers.append(self)
+
+    def masses(self) -> Masses:
+        """See ``Weights.masses``."""
+        self._update()
+        return {name: (len(p), float(len(p))) for name, p in self._named.items()}
 
     def pick(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
         """See ``Weights.pick``."""
@@ -138,8 +151,9 @@ class Classes:
         # By name: codes of names depend on what was there when they were first seen.
         rows = self._members.source
         named = {_name(rows, self._weigh.by, c): p for c, p in self._places.items() if len(p)}
+        self._named = named
         self._order = [named[name] for name in sorted(named)]
-        masses = _masses({name: len(p) for name, p in named.items()}, self._weigh)
+        masses = class_masses({name: len(p) for name, p in named.items()}, self._weigh)
         self._ends = np.cumsum([masses[name] for name in sorted(named)])
 
 
@@ -162,6 +176,12 @@ class Numbers:
         """By place in the view: it has a number."""
         members.watchers.append(self)
         values.watchers.append(self)
+
+    def masses(self) -> Masses:
+        """See ``Weights.masses``; where no step has such a number, none has any weight."""
+        self._update()
+        known = self._known.data.any() or self._weigh.by in (PRIORITY, RETURN)
+        return {"": (self.low, float(self._sums.data.sum()) if known else 0.0)}
 
     def pick(self, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
         """See ``Weights.pick``."""
@@ -235,7 +255,7 @@ class Numbers:
         return weight, known
 
 
-def _masses(counts: Mapping[str, int], weigh: Weigh) -> dict[str, float]:
+def class_masses(counts: Mapping[str, int], weigh: Weigh) -> dict[str, float]:
     """Return the mass of each class that has steps; they need not add up to 1."""
     total = sum(counts.values())
     natural = {name: count / total for name, count in counts.items()}
