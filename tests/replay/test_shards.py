@@ -240,6 +240,12 @@ def test_everything_is_consumed_once(filled):
     assert data.count() - len(taken) < 2 * 4
 
 
+def test_stores_take_turns_to_be_consumed(filled):
+    data = filled.sharded()
+    stores = [set((data.consume(Draw(3)).ids >> np.uint64(56)).tolist()) for _ in range(4)]
+    assert stores == [{0}, {1}, {0}, {1}]
+
+
 def test_what_steps_are_worth_is_told_to_the_store_that_has_them(filled):
     data = filled.sharded()
     batch = data.draw(Draw(400))
