@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PATIENCE_S = 300.0
+"""How long a reader that is away is waited for."""
+
 MAX_AHEAD = 8
 """Batches ahead; the reader lets no more than 16 asks wait."""
 
@@ -83,7 +86,7 @@ class RemoteData:
         cache_bytes: int = 256 << 20,
         ahead: int = 1,
         ahead_bytes: int = 256 << 20,
-        patience_s: float = 300.0,
+        patience_s: float = PATIENCE_S,
         answer_s: float = 5.0,
         silence_s: float = LIMIT_S,
         stopped: threading.Event | None = None,

@@ -45,7 +45,8 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Hub/Setup": frozenset({Role.ROBOT}),
     "/user_system.v1.Hub/Probe": EVERYBODY - {Role.VIEWER},
     "/user_system.v1.Hub/Status": EVERYBODY,
-    "/user_system.v1.Hub/Report": frozenset({Role.LEARNER, Role.SERVICE}),
+    # A robot host speaks of its own processes; the hub looks at their names.
+    "/user_system.v1.Hub/Report": frozenset({Role.LEARNER, Role.SERVICE, Role.ROBOT}),
     # Who joins has no certificate yet: the page asks for it.
     "/user_system.v1.Enrolment/Join": frozenset({Role.SERVICE}),
     "/user_system.v1.Enrolment/Renew": EVERYBODY,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from user_system.cluster import configs, plan, resources
+from user_system.cluster import configs, plan, resources, setup
 from user_system.cluster.compose import Composer
 from user_system.cluster.layout import SOCKET_PATH_MAX, RunDir, open_run, set_aside
 from user_system.cluster.learner_actor import LearnerActor, check_cameras
@@ -241,3 +241,39 @@ def test_an_encoder_needs_a_camera_that_is_recorded(tmp_path) -> None:
     config = replace(config, encoders={"front": configs.PluginConfig("any")})
     with pytest.raises(ConfigError, match="records no such camera; got front; allowed: none"):
         check_cameras(config, configs.robot_spec(config.robot))
+
+
+def test_a_host_with_a_replay_of_its_own_keeps_what_its_robots_record(tmp_path) -> None:
+    settings = ("robots.arm-2.host=lab-2", "hosts.lab-2.replay=true", "learners.rlpd.nice=7")
+    made = composer(tmp_path, *settings)
+    found = by_name(made.processes())
+    shard, offer, edge = found["shard-lab-2"], found["offer-lab-2"], found["edge-lab-2"]
+    assert shard.spec.name in edge.spec.after
+    assert shard.spec.name in offer.spec.after
+    assert edge.config.shard == shard.config.shard
+    assert edge.config.shard.host == "lab-2"
+    assert shard.config.directory == offer.config.directory == tmp_path / "run/edge/lab-2/replay"
+    assert offer.spec.nice == 7
+    assert not shard.ports, "nothing listens but a unix socket"
+    assert found["edge-local"].config.shard is None
+    learner = found["learner-rlpd"]
+    assert learner.config.shards == ("", "lab-2")
+    assert "replay-reader" in learner.spec.after, "it passes learners on to the shard"
+
+
+def test_a_learner_whose_robots_all_have_a_shard_asks_nobody_else(tmp_path) -> None:
+    found = by_name(composer(tmp_path, "hosts.local.replay=true").processes())
+    assert found["learner-rlpd"].config.shards == ("local",)
+    assert by_name(composer(tmp_path).processes())["learner-rlpd"].config.shards == ("",)
+
+
+def test_a_remote_host_is_told_of_its_shard(tmp_path) -> None:
+    hosts = ("robots.arm-2.host=lab-2", "hosts.lab-2.remote=true", "hosts.lab-2.replay=true")
+    made = composer(tmp_path, *hosts)
+    names = [process.spec.name for process in made.remote("lab-2")]
+    assert {"shard-lab-2", "offer-lab-2"} < set(names)
+    document = setup.encode(setup.make("demo", "lab-2", made.remote("lab-2")))
+    placed = setup.place(setup.decode(document), RunDir(tmp_path / "there", tmp_path / "s"))
+    config = json.loads(placed.configs[tmp_path / "there/config/shard-lab-2.json"])
+    assert config["directory"] == str(tmp_path / "there/edge/lab-2/replay")
+    assert config["shard"]["pki"] == str(tmp_path / "there/edge/lab-2/pki")

@@ -454,3 +454,24 @@ def test_a_disk_that_refuses_stops_neither_expiry_of_others_nor_the_hub(hub, mon
     monkeypatch.undo()
     hub.tick()
     assert hub.stats()["audit_records"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "heard"),
+    [
+        ("replay-host-1", "replay", True),
+        ("reader-host-1", "reader", True),
+        ("replay", "replay", False),
+        ("replay-host-2", "replay", False),
+        ("learner-host-1", "learner", False),
+    ],
+)
+def test_a_robot_host_reports_processes_of_its_own_only(hub, name, kind, heard):
+    report = hub_pb2.ProcessReport(name=name, kind=kind, figures={"behind_steps": 7.0})
+    host = Peer("host-1", Role.ROBOT)
+    if heard:
+        hub.report(host, report)
+    else:
+        with pytest.raises(SecurityError):
+            hub.report(host, report)
+    assert (name in {p.name for p in hub.status(host).processes}) == heard

@@ -5,7 +5,7 @@ The head first, then each robot host, then who uses them. Nothing here starts or
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class Composer:
 
     def of_host(self, host: str) -> list[Process]:
         """Return what runs on a robot host."""
-        return [*self._worlds(host), self._edge(host)]
+        shard = [self._shard(host), self._offer(host)] if host in self.manifest.shards else []
+        return [*self._worlds(host), *shard, self._edge(host)]
 
     @property
     def join_facts(self) -> configs.JoinFacts:
@@ -200,7 +201,8 @@ class Composer:
             for robot, r in self.manifest.robots.items()
             if self.manifest.actors[r.actor].learner == name
         }
-        remote = entry.replay == "remote"
+        shards = self._shards(dict.fromkeys(r.host for r in robots.values()))
+        remote = entry.replay == "remote" or shards != ("",)
         config = configs.LearnerHostConfig(
             link=self.link("learner"),
             name=name,
@@ -217,6 +219,7 @@ class Composer:
             checkpoint_every_s=entry.checkpoint_every_s,
             max_restarts=entry.max_restarts,
             replay=self.run.replay,
+            shards=shards,
             access=entry.replay,
             ahead=entry.ahead,
             ahead_bytes=entry.ahead_memory_bytes,
@@ -240,6 +243,11 @@ class Composer:
             env=self.ray_env,
             cores=self.places.learners,
         )
+
+    def _shards(self, hosts: Collection[str]) -> tuple[str, ...]:
+        """Return the stores in which the experience of some hosts is, the head's first."""
+        own = [host for host in hosts if host in self.manifest.shards]
+        return (*([""] if len(own) < len(hosts) else []), *own)
 
     # --- a robot host --------------------------------------------------------------------------
 
@@ -297,11 +305,13 @@ class Composer:
             spool_bytes=self.manifest.replay.spool_bytes,
             robots=tuple(self._edge_robot(host, name, robot) for name, robot in robots.items()),
             children=tuple(self._edge_child(child) for child in children),
+            shard=self._shard_of(host) if host in self.manifest.shards else None,
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
         head = () if self.far else ("hub", "replay", "teleop", *learners)
         worlds = [process.spec.name for process in self._worlds(host)]
+        worlds += [f"shard-{host}"] if host in self.manifest.shards else []
         return self._ours(
             f"edge-{host}",
             "edge",
@@ -312,6 +322,39 @@ class Composer:
             after=(*head, *worlds),
             stage=_ROBOTS,
             children=tuple(children),
+        )
+
+    def _shard(self, host: str) -> Process:
+        entry = self.manifest.replay
+        config = configs.ShardHostConfig(
+            link=self.link(host),
+            shard=self._shard_of(host),
+            directory=self.run.shard(host),
+            size_bytes=entry.size_bytes,
+            reserve_bytes=entry.reserve_bytes,
+            codecs=entry.codecs,
+        )
+        what = "experience on the host's disk"
+        return self._ours(f"shard-{host}", "shard", config, host, what)
+
+    def _offer(self, host: str) -> Process:
+        config = configs.OfferHostConfig(link=self.link(host), directory=self.run.shard(host))
+        return self._ours(
+            f"offer-{host}",
+            "offer",
+            config,
+            host,
+            "draws for learners",
+            after=(f"shard-{host}",),
+            # It works for learners, so it has their place behind the robots.
+            nice=max(entry.nice for entry in self.manifest.learners.values()),
+        )
+
+    def _shard_of(self, host: str) -> configs.ShardConfig:
+        return configs.ShardConfig(
+            host=host,
+            socket=self.run.sockets / f"r-{host}",
+            pki=self.run.edge(host) / "pki",
         )
 
     def _edge_robot(self, host: str, name: str, robot: RobotEntry) -> configs.EdgeRobot:

@@ -96,8 +96,40 @@ class ReplayHostConfig:
 
 
 @dataclass(frozen=True)
+class ShardConfig:
+    """A replay shard as the agent of the same host finds it."""
+
+    host: str
+    """Peer name of the agent there."""
+    socket: Path
+    """On which the shard listens; nothing else of this host reaches it."""
+    pki: Path
+    """Credentials that are valid between the two, made at the first start."""
+
+
+@dataclass(frozen=True)
+class ShardHostConfig:
+    """The writer of a robot host's own replay shard."""
+
+    link: LinkConfig
+    shard: ShardConfig
+    directory: Path
+    size_bytes: int
+    reserve_bytes: int
+    codecs: Mapping[str, Literal["raw", "zstd", "jpeg"]]
+
+
+@dataclass(frozen=True)
+class OfferHostConfig:
+    """Who draws from a robot host's own shard, for learners that come over the head."""
+
+    link: LinkConfig
+    directory: Path
+
+
+@dataclass(frozen=True)
 class ReaderHostConfig:
-    """Who draws from the replay buffer for learners of other hosts."""
+    """Who draws from the replay buffer for learners of other hosts, and passes them to shards."""
 
     link: LinkConfig
     directory: Path
@@ -197,6 +229,8 @@ class EdgeHostConfig:
     """Most that may wait for the head before no episode is begun any more."""
     robots: tuple[EdgeRobot, ...]
     children: tuple[EdgeChild, ...]
+    shard: ShardConfig | None = None
+    """Where experience goes, if not to the head."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +256,8 @@ class LearnerHostConfig:
     max_restarts: int
     replay: Path
     """The store, where it is read by mmap."""
+    shards: tuple[str, ...]
+    """Stores to draw from: "" is the head's, others are hosts that keep one of their own."""
     access: Access
     ahead: int
     """Batches that come before they are asked for, where they come over the network."""

@@ -3,9 +3,10 @@
 from contextlib import closing
 
 from comms.credentials import AllowList, Credentials
+from comms.near import NearTunnel
 from comms.tunnel import Endpoints, Tunnel, open_tunnel
 from comms.wallet import DiskWallet
-from user_system.cluster.configs import LinkConfig
+from user_system.cluster.configs import LinkConfig, ShardConfig
 
 
 def credentials(link: LinkConfig) -> Credentials:
@@ -34,6 +35,12 @@ def allow_list(link: LinkConfig) -> AllowList:
 def listening(listen: str, endpoint: str) -> str:
     """Return where to listen, ``host:port``: at the port of an endpoint, on an own address."""
     return f"{listen}:{endpoint.rpartition(':')[2]}"
+
+
+def shard_tunnel(shard: ShardConfig) -> "closing[Tunnel]":
+    """Return the agent's way to the shard of its own host, closed at the end of its ``with``."""
+    me = Credentials.load(shard.pki, shard.host)
+    return closing(NearTunnel("replay", shard.socket, me))
 
 
 def tunnel(link: LinkConfig) -> "closing[Tunnel]":

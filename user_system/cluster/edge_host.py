@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import ExitStack
 
 from user_system.cluster import dial
 from user_system.cluster.configs import EdgeChild, EdgeHostConfig, EdgeRobot
@@ -32,9 +33,12 @@ def main(config: EdgeHostConfig, life: Life) -> None:
     quota = config.spool_bytes + RESERVE_BYTES
     # Epochs by the calendar, so that a spool that replaces a lost one does not repeat its own.
     queue = Queue(place / QUEUE, max_bytes=quota, first_epoch=int(time.time()))
-    with queue.open(create=True), dial.tunnel(config.link) as way:
+    with ExitStack() as held:
+        held.enter_context(queue.open(create=True))
+        way = held.enter_context(dial.tunnel(config.link))
+        near = held.enter_context(dial.shard_tunnel(config.shard)) if config.shard else way
         spool = Spool(queue, quota_bytes=config.spool_bytes)
-        uplink = Uplink(way, config.host, settings.boot, spool, place / "weights")
+        uplink = Uplink(way, config.host, settings.boot, spool, place / "weights", replay=near)
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)
         life.on_finish(agent.finish)

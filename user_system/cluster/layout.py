@@ -65,6 +65,10 @@ class RunDir:
         """Return where an edge host keeps its spool, tokens and fetched weights."""
         return self.root / "edge" / host
 
+    def shard(self, host: str) -> Path:
+        """Return where an edge host keeps its replay shard, if it has one."""
+        return self.edge(host) / "replay"
+
     def learner(self, name: str) -> Path:
         """Return where a learner's checkpoints are."""
         return self.root / "learner" / name

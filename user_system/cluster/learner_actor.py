@@ -4,9 +4,9 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from comms.data_client import RemoteData
+from comms.data_client import PATIENCE_S, RemoteData
 from comms.hub_client import HubClient
 from comms.pb import hub_pb2
 from comms.tunnel import Tunnel
@@ -20,11 +20,15 @@ from user_system.core.interfaces import Data
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array
 from user_system.replay.sampler import FOLLOW_S, ReplayData
+from user_system.replay.shards import Shard, ShardedData
 from user_system.replay.store import reader
 from user_system.replay.views import parse_views
 
 LEARNING = frozenset({"", "baseline", "collect", "train"})
 """Phases in which learning serves anything; "": the hub has not said yet."""
+
+SHARD_PATIENCE_S = 10.0
+"""How long a learner waits for one of several stores before it learns from the others."""
 
 log = logging.getLogger(__name__)
 
@@ -76,32 +80,50 @@ class LearnerActor:
 
     @contextmanager
     def _window(self, way: Tunnel) -> Iterator[Data]:
-        """Yield the window on the replay buffer: its file, or a reader that has it."""
+        """Yield the window on the replay buffer, or on all stores that hold parts of it."""
+        config = self._config
+        with ExitStack() as opened:
+            stores = {name: self._store(name, way, opened) for name in config.shards}
+            if len(stores) == 1:
+                yield next(iter(stores.values()))
+                return
+            together = ShardedData(stores, seed=config.seed)
+            opened.callback(together.close)
+            yield together
+
+    def _store(self, name: str, way: Tunnel, opened: ExitStack) -> Shard:
+        """Return a window on one store, its file or a reader that has it; ``opened`` closes it."""
         config = self._config
         encoders = {name: make_encoder(e) for name, e in config.encoders.items()}
-        if config.access == "mmap":
-            with reader(config.replay).open() as env:
-                window = ReplayData(
-                    env,
-                    seed=config.seed,
-                    views=parse_views(config.views),
-                    encoders=encoders,
-                    cache_bytes=config.cache_bytes,
-                )
-                window.follow_s = FOLLOW_S
-                yield window
-            return
-        with RemoteData(
+        several = len(config.shards) > 1
+        # Each window has a share of the memory, and random numbers of its own.
+        cache_bytes = config.cache_bytes // len(config.shards)
+        seed = config.seed + config.shards.index(name)
+        if config.access == "mmap" and not name:
+            env = opened.enter_context(reader(config.replay).open())
+            window = ReplayData(
+                env,
+                seed=seed,
+                views=parse_views(config.views),
+                encoders=encoders,
+                cache_bytes=cache_bytes,
+            )
+            window.follow_s = FOLLOW_S
+            return window
+        remote = RemoteData(
             way,
-            seed=config.seed,
+            shard=name,
+            seed=seed,
             views=config.views,
             encoders=encoders,
-            cache_bytes=config.cache_bytes,
-            ahead=config.ahead,
+            cache_bytes=cache_bytes,
+            # How many rows one of several gives is not known before.
+            ahead=0 if several else config.ahead,
             ahead_bytes=config.ahead_bytes,
+            patience_s=SHARD_PATIENCE_S if several else PATIENCE_S,
             stopped=self._stop,
-        ) as data:
-            yield data
+        )
+        return opened.enter_context(remote)
 
     def _report(self, hub: HubClient, figures: Mapping[str, float]) -> None:
         report = hub_pb2.ProcessReport(

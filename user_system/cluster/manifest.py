@@ -59,6 +59,8 @@ class HostEntry:
 
     remote: bool = False
     """It is a machine of its own: ``up`` starts nothing there, ``user-system edge join`` does."""
+    replay: bool = False
+    """It keeps what its robots record in a replay shard of its own; only drawn batches leave it."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +305,8 @@ class Manifest:
     @property
     def draws_remotely(self) -> bool:
         """Whether anybody draws from the replay buffer over the network."""
-        learners = self.learners.values()
-        return self.replay.serve or any(entry.replay == "remote" for entry in learners)
+        remote = any(entry.replay == "remote" for entry in self.learners.values())
+        return self.replay.serve or remote or bool(self.shards)
 
     def __post_init__(self) -> None:
         self._check_reach()
@@ -342,6 +344,11 @@ class Manifest:
     def remote_hosts(self) -> list[str]:
         """Edge hosts that are machines of their own."""
         return [host for host in self.edge_hosts if self.is_remote(host)]
+
+    @property
+    def shards(self) -> list[str]:
+        """Edge hosts that keep a replay shard of their own."""
+        return [host for host in self.edge_hosts if host in self.hosts and self.hosts[host].replay]
 
     def is_remote(self, host: str) -> bool:
         """Whether an edge host is a machine of its own."""

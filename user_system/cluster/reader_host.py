@@ -2,11 +2,13 @@
 
 It reads the store by mmap as any learner of this host would. An index of everything stored, and the
 time that draws take, are so no matter of the process that acknowledges what robots recorded.
+Learners that want what a robot host keeps itself are passed on to it.
 """
 
 from comms.data_service import DataService
 from comms.data_wire import Opening
 from comms.serving import serve
+from comms.shard_relay import ShardRelay
 from user_system.cluster import dial, heartbeat
 from user_system.cluster.configs import ReaderHostConfig
 from user_system.cluster.process import Life, run
@@ -22,9 +24,10 @@ def main(config: ReaderHostConfig, life: Life) -> None:
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
     address = dial.listening(config.listen, config.link.reader)
     with reader(config.directory).open() as env:
-        service = DataService(lambda opening: window(env, opening))
+        relay = ShardRelay()
+        service = DataService(lambda opening: window(env, opening), relay=relay)
         with (
-            serve([service], credentials=wallet, allow=allow, address=address) as server,
+            serve([service, relay], credentials=wallet, allow=allow, address=address) as server,
             dial.tunnel(config.link) as way,
         ):
             life.ready()

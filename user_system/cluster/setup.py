@@ -36,6 +36,8 @@ _CONFIGS: Mapping[str, type] = {
     "edge": configs.EdgeHostConfig,
     "driver": configs.DriverHostConfig,
     "worker": configs.WorkerHostConfig,
+    "shard": configs.ShardHostConfig,
+    "offer": configs.OfferHostConfig,
 }
 """Kinds of processes that a robot host runs."""
 

@@ -61,16 +61,26 @@ class Uplink:
         boot: id of this life of the agent.
         outbox: the spool.
         weights: directory for fetched weights.
+        replay: the way to the replay buffer, where that is not at the head.
     """
 
-    def __init__(self, tunnel: Tunnel, host: str, boot: str, outbox: Spool, weights: Path):
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        host: str,
+        boot: str,
+        outbox: Spool,
+        weights: Path,
+        *,
+        replay: Tunnel | None = None,
+    ):
         self._tunnel, self._host, self._boot = tunnel, host, boot
         self._entries: dict[str, Entry] = {}
         self._post: Post = lambda _robot, _heard: None
         self._hub = HubAttachment(tunnel, self._hello, self._from_hub)
         self._fresh = FreshPeer(tunnel, role="robot")
         self._outbox = outbox
-        self._experience = ExperienceClient(tunnel, outbox, host)
+        self._experience = ExperienceClient(replay or tunnel, outbox, host)
         self._weights = WeightClient(WeightFetcher(tunnel), weights, self._weights_ready)
         self._pictures: queue.Queue[tuple[str, str, Array, int]] = queue.Queue(8)
         self._sequence = 0

@@ -265,8 +265,18 @@ class Hub:
         )
 
     def report(self, peer: Peer, report: hub_pb2.ProcessReport) -> hub_pb2.ReportReply:
-        """Note how a process of the head does; tell it where the run stands."""
-        del peer
+        """Note how a process does; tell it where the run stands.
+
+        Raises:
+            SecurityError: a robot host speaks of a process that is not its own.
+        """
+        if peer.role is Role.ROBOT and report.name != f"{report.kind}-{peer.name}":
+            allowed = f"<kind>-{peer.name}"
+            raise SecurityError(
+                "a host reports its own processes", got=report.name, allowed=allowed
+            )
+        if peer.role is Role.ROBOT and report.kind == LEARNER:
+            raise SecurityError("a robot host has no learner", got=report.name)
         self.board.reported(report)
         if report.kind == LEARNER:
             self.book.behind_steps = report.figures.get("behind_steps", 0.0)

@@ -1,0 +1,48 @@
+"""The writer of a robot host's own replay shard: what its robots record stays here.
+
+Its only peer is the agent beside it, over a unix socket, with credentials that are valid between
+these two: the authority of the head has no part in it, and nothing of another host gets in.
+"""
+
+import sys
+
+from comms import near
+from comms.authority import Authority
+from comms.credentials import AllowList, Credentials, Role
+from comms.experience_service import ExperienceService
+from comms.serving import serve
+from user_system.cluster import dial, heartbeat, replay_host
+from user_system.cluster.configs import ShardConfig, ShardHostConfig
+from user_system.cluster.process import Life, run
+
+WRITER = "replay"
+"""Peer name of the writer towards the agent."""
+
+
+def main(config: ShardHostConfig, life: Life) -> None:
+    """Store what arrives until told to stop."""
+    sys.setswitchinterval(replay_host.SWITCH_S)
+    me = introduce(config.shard)
+    replay_host.check_space(config.directory, config.reserve_bytes)
+    config.shard.socket.unlink(missing_ok=True)
+    store = replay_host.make_store(config)
+    address, allow = near.address(config.shard.socket), AllowList(config.shard.pki)
+    with (
+        store.open(create=True),
+        serve([ExperienceService(store)], credentials=me, allow=allow, address=address),
+        dial.tunnel(config.link) as way,
+    ):
+        life.ready()
+        name = f"replay-{config.shard.host}"
+        heartbeat.report(way, life, name, "replay", store.stats)
+
+
+def introduce(shard: ShardConfig) -> Credentials:
+    """Make what writer and agent know each other by; return the writer's."""
+    authority = Authority.open(shard.pki)
+    authority.issue(shard.host, Role.ROBOT)
+    return authority.issue(WRITER, Role.SERVICE)
+
+
+if __name__ == "__main__":
+    run(main, ShardHostConfig)
