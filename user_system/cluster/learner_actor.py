@@ -61,7 +61,7 @@ class LearnerActor:
                 data,
                 publish=publish,
                 checkpoints=Checkpoints(config.directory),
-                report=lambda figures: self._report(HubClient(way), figures),
+                report=lambda figures: self._report(HubClient(way), {**figures, **_stores(data)}),
                 name=config.plugin.kind,
                 active=lambda: self._phase in LEARNING,
                 config=RunnerConfig(
@@ -133,6 +133,14 @@ class LearnerActor:
             self._phase = hub.report(report).phase
         except LinkError as error:  # learning goes on without the hub
             log.warning("the hub did not hear our report: %s", error)
+
+
+def _stores(data: Data) -> dict[str, float]:
+    """Return how many of several stores do not answer, and in how many draws one did not."""
+    if not isinstance(data, ShardedData):
+        return {}
+    found = data.stats()
+    return {"stores_away": found["away"], "draws_left_out": found["left_out"]}
 
 
 def check_cameras(config: LearnerHostConfig, spec: RobotSpec) -> None:
