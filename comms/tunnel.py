@@ -2,13 +2,20 @@
 
 Everything that dials goes through a ``Tunnel``, so that where hub and replay really are (this host,
 another one, behind a relay) is known in one place. All connections go outwards. The kind ``direct``
-dials the endpoints themselves: gRPC over mutual TLS, ZeroMQ with CURVE.
+dials the endpoints themselves: gRPC over mutual TLS, ZeroMQ with CURVE. The others (``tunnel_ssh``,
+``tunnel_wireguard``) carry the very same connections, with all their proofs, inside of something.
+
+Whatever the kind, urgent and bulk never share a TCP connection: what waits in the one's queue
+would otherwise delay the other.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from comms.credentials import Credentials
 from comms.wallet import Wallet, as_wallet
@@ -18,7 +25,12 @@ if TYPE_CHECKING:
     import grpc
     import zmq
 
-Service = Literal["hub", "replay", "reader"]
+Service = Literal["hub", "weights", "replay", "reader"]
+"""``weights`` is answered by the hub too, on a connection of its own."""
+
+URGENT: tuple[str, ...] = ("hub", "fresh")
+BULK: tuple[str, ...] = ("weights", "replay", "reader")
+"""What shares a way where a kind has one way per class, as ssh does."""
 
 MAX_MESSAGE = 16 << 20
 """Largest gRPC message in bytes, checked by gRPC before it allocates."""
@@ -29,7 +41,11 @@ MAX_FRESH = 1 << 20
 KEEPALIVE_MS = 5000
 """A peer that says nothing for so long is asked; when it does not answer, the link is down."""
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
+ATTEMPT_MS = 3000
+"""Time of one attempt to connect, handshakes included. An attempt begun in an outage asks again
+after 1 s and later less and less often; a new one asks at once."""
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -38,11 +54,12 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # gRPC's own waits, with its jitter; ours on top are in ``comms.reconnect``. The minimum is also
-    # the time that one attempt may take, handshake included.
+    # gRPC's own waits, with its jitter; ours on top are in ``comms.reconnect``. The minimum is
+    # what one attempt may take.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", ATTEMPT_MS),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Channels of one process to one address are still connections of their own.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
@@ -75,19 +92,40 @@ class Tunnel(Protocol):
     def fresh(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
         """Return a new DEALER that dials the hub; it belongs to the calling thread."""
 
+    def trouble(self) -> str:
+        """Return why the way is not there, as far as the tunnel knows, and what to do; else ""."""
+
+    def stats(self) -> dict[str, float]:
+        """Return counters and gauges of the tunnel itself."""
+
     def close(self) -> None:
         """Close the channels; sockets are closed by whoever asked for them."""
 
 
-class DirectTunnel:
-    """Dials hub and replay themselves.
+class Dialler:
+    """One gRPC channel per service, and sockets for the fresh lane, to given addresses.
 
     After a renewal new calls go over new channels; streams stay on the old ones until they end.
+
+    Args:
+        targets: service -> address as gRPC writes it, ``fresh`` -> as ZeroMQ writes it.
+        credentials: who dials.
+        server_name: name that the head's certificate must state; "": the one dialled. All
+            certificates of services state ``localhost``.
+        options: of the channels, before those that all have.
     """
 
-    def __init__(self, endpoints: Endpoints, credentials: Credentials | Wallet):
-        self._endpoints = endpoints
+    def __init__(
+        self,
+        targets: Mapping[str, str],
+        credentials: Credentials | Wallet,
+        server_name: str = "",
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self._targets = targets
         self._wallet = as_wallet(credentials)
+        named = {"grpc.ssl_target_name_override": server_name} if server_name else {}
+        self._options = list({**dict(CHANNEL_OPTIONS), **named, **options}.items())
         self._lock = threading.Lock()
         self._channels: dict[str, grpc.Channel] = {}
         self._shown = self._wallet()
@@ -95,7 +133,7 @@ class DirectTunnel:
         """Those of the certificate before: it has run out when the one after it is replaced."""
 
     def channel(self, service: Service) -> "grpc.Channel":
-        """Return the one gRPC channel to a service; it reconnects by itself."""
+        """Return the one channel to a service."""
         import grpc
 
         from comms.security import channel_credentials
@@ -104,9 +142,9 @@ class DirectTunnel:
             self._turn_over(self._wallet())
             if service not in self._channels:
                 self._channels[service] = grpc.secure_channel(
-                    getattr(self._endpoints, service),
+                    self._targets[service],
                     channel_credentials(self._shown),
-                    options=CHANNEL_OPTIONS,
+                    options=self._options,
                 )
             return self._channels[service]
 
@@ -120,7 +158,7 @@ class DirectTunnel:
         self._channels = {}
 
     def fresh(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
-        """Return a new DEALER that dials the hub; it belongs to the calling thread."""
+        """Return a new DEALER that dials the hub."""
         import zmq
 
         mine = self._wallet()
@@ -129,11 +167,14 @@ class DirectTunnel:
         # Only to a live connection: what waits for one waits where the newest wins.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        # Left alone, an attempt from before the end of an outage is waited for half a minute.
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, ATTEMPT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, ATTEMPT_MS)
         socket.setsockopt(zmq.CURVE_SERVERKEY, mine.hub_curve)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, mine.curve_public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, mine.curve_secret)
-        socket.connect(f"tcp://{self._endpoints.fresh}")
+        socket.connect(self._targets["fresh"])
         return socket
 
     def close(self) -> None:
@@ -143,6 +184,30 @@ class DirectTunnel:
                 channel.close()
             self._channels.clear()
             self._retired.clear()
+
+
+class DirectTunnel(Dialler):
+    """Dials hub and replay themselves."""
+
+    def __init__(
+        self, endpoints: Endpoints, credentials: Credentials | Wallet, server_name: str = ""
+    ):
+        targets = {
+            "hub": endpoints.hub,
+            "weights": endpoints.hub,
+            "replay": endpoints.replay,
+            "reader": endpoints.reader,
+            "fresh": f"tcp://{endpoints.fresh}",
+        }
+        super().__init__(targets, credentials, server_name)
+
+    def trouble(self) -> str:
+        """Return "": the connections know best, and say it where they are used."""
+        return ""
+
+    def stats(self) -> dict[str, float]:
+        """Return nothing: there is nothing between the connections and the network."""
+        return {}
 
 
 def limit_queues(socket: "zmq.Socket[bytes]") -> None:
@@ -160,15 +225,50 @@ def limit_queues(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.HEARTBEAT_TTL, 3000)
 
 
-KINDS: dict[str, Callable[[Endpoints, Credentials | Wallet], Tunnel]] = {"direct": DirectTunnel}
+KINDS: Mapping[str, str] = {
+    "direct": "comms.tunnel:open_direct",
+    "ssh": "comms.tunnel_ssh:open_ssh",
+    "wireguard": "comms.tunnel_wireguard:open_wireguard",
+}
+"""Kind -> ``module:function`` that opens a tunnel of it."""
 
 
-def open_tunnel(kind: str, endpoints: Endpoints, credentials: Credentials | Wallet) -> Tunnel:
-    """Return a tunnel of a kind; nothing is dialled before it is used.
+def open_direct(
+    endpoints: Endpoints, credentials: Credentials | Wallet, settings: Mapping[str, Any], pki: Path
+) -> Tunnel:
+    """Return a tunnel that is none.
 
     Raises:
-        ConfigError: there is no such kind; lists those that exist.
+        ConfigError: it was given settings.
+    """
+    if settings:
+        raise ConfigError("a direct tunnel takes no settings", got=", ".join(settings))
+    return DirectTunnel(endpoints, credentials)
+
+
+def open_tunnel(
+    kind: str,
+    endpoints: Endpoints,
+    credentials: Credentials | Wallet,
+    settings: Mapping[str, Any] | None = None,
+    pki: Path = Path(),
+) -> Tunnel:
+    """Return a tunnel of a kind; nothing is dialled before it is used.
+
+    Args:
+        kind: one of ``KINDS``.
+        endpoints: where the services are: for ``ssh`` as seen from the head, for ``wireguard``
+            inside of it.
+        credentials: who dials; they are proved inside the tunnel whatever its kind.
+        settings: of the kind, plain values, as ``comms.admission`` makes them.
+        pki: directory of this host's keys, the tunnel's among them.
+
+    Raises:
+        ConfigError: there is no such kind, which lists those that exist; or its settings are none.
+        MissingError: this machine lacks what the kind needs.
     """
     if kind not in KINDS:
         raise ConfigError("unknown kind of tunnel", got=repr(kind), allowed=", ".join(KINDS))
-    return KINDS[kind](endpoints, credentials)
+    module, _, function = KINDS[kind].partition(":")
+    opened = getattr(import_module(module), function)(endpoints, credentials, settings or {}, pki)
+    return cast(Tunnel, opened)

@@ -339,5 +339,5 @@ def _parts(upload: str, missing: list[tuple[str, Array]]) -> Iterator[pb.TensorP
 
 
 def _stub(tunnel: Tunnel) -> weights_pb2_grpc.WeightStoreStub:
-    channel = tunnel.channel("hub")
+    channel = tunnel.channel("weights")
     return weights_pb2_grpc.WeightStoreStub(channel)  # type: ignore[no-untyped-call]
