@@ -60,19 +60,19 @@ CAUSES: tuple[Cause, ...] = (
         "Is the run up? `user-system status` at the head.",
     ),
     Cause(
-        "permission denied",
-        r"Permission denied \(|Too many authentication failures",
-        "the head does not know this host's key, or no longer does",
-        "Is the name still enrolled (`user-system enrol list` at the head), and does its sshd "
-        f"read <run>/pki/authorized_keys (docs/network.md)? Otherwise {_JOIN}.",
-        lasting=True,
-        refusal=True,
-    ),
-    Cause(
         "own key",
         r"UNPROTECTED PRIVATE KEY FILE|Load key .*: |Identity file .* not accessible",
         "this host's own key cannot be used",
         f"It must exist and be readable by its owner only (chmod 600). Otherwise {_JOIN}.",
+        lasting=True,
+        refusal=True,
+    ),
+    Cause(
+        "permission denied",
+        r"Permission denied \(|Too many authentication failures",
+        "the head does not know this host's key, or no longer does",
+        "Is the name still enrolled (`user-system enrol list` at the head), and does its sshd "
+        f"read <run>/pki/authorized_keys (docs/network.md; its log says why not)? Else {_JOIN}.",
         lasting=True,
         refusal=True,
     ),

@@ -159,7 +159,7 @@ def sshd_config(
 # Made by user-system: a way to the services of this head, for enrolled robot hosts, and no shell.
 ListenAddress {listen}
 Port {port}
-HostKey {pki / HOST_KEY}
+HostKey "{pki / HOST_KEY}"
 PidFile none
 UsePAM no
 UseDNS no
@@ -173,7 +173,9 @@ PubkeyAuthentication yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 AuthenticationMethods publickey
-AuthorizedKeysFile {pki / AUTHORIZED}
+# The folder is its owner's alone; what lies above it is judged for keys of the authority too.
+StrictModes no
+AuthorizedKeysFile "{pki / AUTHORIZED}"
 {rights(endpoints)}"""
 
 

@@ -2,11 +2,13 @@
 
 For sites whose firewall lets UDP out, and where other things (a debugger, ROS) shall go the same
 way. Where this process may, it brings the interface up itself; where not, it says once what to run
-as root and goes on dialling, so that it works as soon as somebody has.
+as root and goes on dialling, so that it works as soon as somebody has. The interface is the host's,
+not the process's: others may be using it, so it stays.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_AGAIN_S = 5.0
+"""Between two looks whether the interface is there; calls in between do not look."""
+
+
 class WireguardTunnel:
     """A direct tunnel to inner addresses, and the interface that leads there.
 
@@ -39,7 +45,7 @@ class WireguardTunnel:
         self._inside = DirectTunnel(endpoints, credentials, "localhost")
         self._conf = conf
         self._lock = threading.Lock()
-        self._tried = self._ours = False
+        self._again_at = 0.0
         self._failure = ""
 
     def channel(self, service: Service) -> "grpc.Channel":
@@ -54,36 +60,31 @@ class WireguardTunnel:
 
     def trouble(self) -> str:
         """Return why there is no interface, and what to run; "" where there is one."""
-        if not self._tried or wireguard_link.is_up(self._conf.stem):
+        if wireguard_link.is_up(self._conf.stem):
             return ""
-        gone = LinkError(
-            f"WireGuard's interface {self._conf.stem} is not up",
-            todo=wireguard_link.by_hand(self._conf),
-        )
-        return self._failure or str(gone)
+        return self._failure
 
     def stats(self) -> dict[str, float]:
         """Return whether there is an interface."""
         return {"wireguard_up": float(wireguard_link.is_up(self._conf.stem))}
 
     def close(self) -> None:
-        """Close the channels; take the interface down if this tunnel brought it up."""
+        """Close the channels; the interface stays."""
         self._inside.close()
-        with self._lock:
-            if self._ours:
-                self._ours = False
-                wireguard_link.take_down(self._conf)
 
     def _bring_up(self) -> None:
+        """See to it that there is an interface, now and then; say it once where there cannot be."""
         with self._lock:
-            if self._tried:
+            now = time.monotonic()
+            if now < self._again_at:
                 return
-            self._tried = True
+            self._again_at = now + _AGAIN_S
             try:
-                self._ours = wireguard_link.bring_up(self._conf)
+                wireguard_link.bring_up(self._conf)
             except LinkError as error:
+                if str(error) != self._failure:
+                    log.warning("%s", error)
                 self._failure = str(error)
-                log.warning("%s", error)
 
 
 def open_wireguard(

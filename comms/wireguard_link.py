@@ -59,7 +59,12 @@ def bring_up(conf: Path) -> bool:
         raise LinkError(f"WireGuard's interface {interface} is not up", todo=by_hand(conf))
     if missing := lacking():
         raise LinkError(f"WireGuard's interface {interface} cannot be made", todo=missing)
-    _run(("wg-quick", "up", str(conf)), f"bring up {interface}", conf)
+    try:
+        _run(("wg-quick", "up", str(conf)), f"bring up {interface}", conf)
+    except LinkError:
+        if not is_up(interface):  # another process of this host may have been faster
+            raise
+        return False
     return True
 
 
