@@ -394,7 +394,7 @@ def test_many_threads_may_call_at_once(dial: Callable[..., DirectTunnel]) -> Non
 
 def test_tunnels_come_in_kinds(credentials: Callable[[str], Credentials]) -> None:
     assert isinstance(open_tunnel("direct", Endpoints(), credentials("ada")), DirectTunnel)
-    with pytest.raises(ConfigError, match=r"'wireguard'.*direct"):
-        open_tunnel("wireguard", Endpoints(), credentials("ada"))
+    with pytest.raises(ConfigError, match=r"'carrier pigeon'.*direct"):
+        open_tunnel("carrier pigeon", Endpoints(), credentials("ada"))
     with pytest.raises(ConfigError, match="host:port"):
         Endpoints(hub="nowhere")

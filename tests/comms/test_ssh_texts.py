@@ -83,7 +83,7 @@ def test_silence_and_strange_words_are_told_as_they_are() -> None:
     assert "gibberish" in str(why(["gibberish"])[0].error("gibberish"))
 
 
-# --- the command line ------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------
 
 
 def test_ssh_itself_understands_the_command_line(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_machine_without_ssh_says_what_to_install(
         check_installed()
 
 
-# --- keys ------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------
 
 
 def test_a_key_is_made_once_kept_secret_and_read_by_openssh(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- what is refused ---------------------------------------------------
 
 
 def test_another_head_is_not_believed(
@@ -317,9 +317,7 @@ def test_a_head_that_lets_nothing_through_is_named(head: Head, edge: Edge) -> No
     wait_until(lambda: "PermitOpen" in tunnel.trouble())
 
 
-def test_a_key_opens_the_endpoints_and_nothing_else(
-    head: Head, edge: Edge, tmp_path: Path
-) -> None:
+def test_a_key_opens_the_endpoints_and_nothing_else(head: Head, edge: Edge, tmp_path: Path) -> None:
     """No command, no shell, no other port, no socket of the head's, no way back to the robot."""
     mark = tmp_path / "mark"
     done = edge.ssh("--", "127.0.0.1", f"touch {mark}")
@@ -337,10 +335,9 @@ def test_a_key_opens_the_endpoints_and_nothing_else(
         secret.listen()
         secret.settimeout(0.2)
         local = tmp_path / "l"
+        argv = client_argv(destination(edge.settings), edge.folder, {}, "lowdelay")[:-2]
         forward = subprocess.Popen(
-            [*client_argv(destination(edge.settings), edge.folder, {}, "lowdelay")[:-2]]
-            + ["-L", f"{local}:{path}", "--", "127.0.0.1"],
-            stderr=subprocess.PIPE,
+            [*argv, "-L", f"{local}:{path}", "--", "127.0.0.1"], stderr=subprocess.PIPE
         )
         try:
             wait_until(local.exists)

@@ -5,7 +5,7 @@ plugin is configured with travels as its registry name and plain values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -45,6 +45,8 @@ class LinkConfig:
     kind: str = "direct"
     reader: str = "127.0.0.1:7403"
     """Where the replay reader listens, if there is one."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the tunnel of this kind, as ``comms.admission.settle`` returns them."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from comms.ssh_client import Destination
+from comms.ssh_keys import checked_host_key
+from comms.wireguard import Network
 from user_system.cluster.edges import check_edges
 from user_system.cluster.parse import Parser
 from user_system.cluster.tree import Problems, from_yaml, override
@@ -184,6 +187,30 @@ class TeleopEntry:
 
 
 @dataclass(frozen=True)
+class SshEntry:
+    """How robot hosts reach the head's sshd, where the tunnel is of kind ssh."""
+
+    user: str | None = None
+    """Account that sshd lets in; none given: who starts the run."""
+    host: str | None = None
+    """Name or address as robot hosts see it; none given: ``tunnel.host``."""
+    port: int = 22
+    host_key: str | None = None
+    """The sshd's public host key, as in ``/etc/ssh/ssh_host_ed25519_key.pub``, which is read where
+    none is given."""
+
+    def __post_init__(self) -> None:
+        Destination(self.user or "none", self.host or "none", self.port)
+        if self.host_key is not None:
+            checked_host_key(self.host_key)
+
+
+@dataclass(frozen=True)
+class WireguardEntry(Network):
+    """The head's end of the network, where the tunnel is of kind wireguard."""
+
+
+@dataclass(frozen=True)
 class TunnelEntry:
     """How edge hosts reach the head.
 
@@ -191,7 +218,9 @@ class TunnelEntry:
     again after its restart, any free one where everybody is on this machine.
     """
 
-    kind: Literal["direct"] = "direct"
+    kind: Literal["direct", "ssh", "wireguard"] = "direct"
+    ssh: SshEntry = SshEntry()
+    wireguard: WireguardEntry = WireguardEntry()
     host: str = LOOPBACK
     """Name or address by which robot hosts reach the head."""
     listen: str = LOOPBACK

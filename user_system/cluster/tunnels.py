@@ -1,0 +1,93 @@
+"""From the manifest's ``tunnel`` to what the head offers and what robot hosts are given."""
+
+import getpass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from comms import admission, ssh_keys
+from comms.tunnel import Endpoints
+from user_system.cluster.manifest import TunnelEntry
+from user_system.core.errors import ConfigError, SecurityError
+
+HOST_KEYS = Path("/etc/ssh")
+"""Where the machine's own sshd has its host keys."""
+
+HOST_KEY = "ssh_host_ed25519_key.pub"
+
+
+def offer(entry: TunnelEntry) -> dict[str, Any]:
+    """Return the settings of the head's tunnel, for ``admission.publish``.
+
+    Raises:
+        ConfigError: kind ssh, no host key is given, and the machine has none of its own.
+    """
+    if entry.kind == "ssh":
+        return {
+            "user": entry.ssh.user or getpass.getuser(),
+            "host": entry.ssh.host or entry.host,
+            "port": entry.ssh.port,
+            "host_key": entry.ssh.host_key or _host_key(),
+        }
+    if entry.kind == "wireguard":
+        here = entry.wireguard
+        return {
+            "host": entry.host,
+            "port": here.port,
+            "network": here.network,
+            "interface": here.interface,
+        }
+    return {}
+
+
+def settings(entry: TunnelEntry) -> dict[str, Any]:
+    """Return what a robot host's link is told of the tunnel, beside what joining left there.
+
+    Raises:
+        ConfigError: as ``offer`` does.
+    """
+    if entry.kind == "ssh":
+        return {key: value for key, value in offer(entry).items() if key != "host_key"}
+    return {"interface": entry.wireguard.interface} if entry.kind == "wireguard" else {}
+
+
+def seen(entry: TunnelEntry, near: Endpoints) -> Endpoints:
+    """Return where the services are for whoever comes through the tunnel.
+
+    Args:
+        entry: the tunnel.
+        near: where processes of the head reach them.
+    """
+    if entry.kind == "ssh":  # sshd dials them, from the head
+        return near
+    host = str(entry.wireguard.head) if entry.kind == "wireguard" else entry.host
+    ports = {name: _port(getattr(near, name)) for name in ("hub", "replay", "fresh", "reader")}
+    return Endpoints(**{name: f"{host}:{port}" for name, port in ports.items()})
+
+
+def publish(pki: Path, entry: TunnelEntry, near: Endpoints) -> Mapping[str, Any]:
+    """Write down in the head's ``pki`` how robot hosts get in; return the settings.
+
+    Raises:
+        ConfigError: settings that are none.
+        SecurityError: keys that are none.
+    """
+    found = offer(entry)
+    ways = dict.fromkeys([near.hub, near.fresh, near.replay, near.reader])
+    admission.publish(pki, entry.kind, found, list(ways))
+    return found
+
+
+def _port(endpoint: str) -> str:
+    return endpoint.rpartition(":")[2]
+
+
+def _host_key() -> str:
+    path = HOST_KEYS / HOST_KEY
+    todo = "Give tunnel.ssh.host_key, or set up an sshd: see docs/network.md."
+    try:
+        return ssh_keys.checked_host_key(path.read_text())
+    except (OSError, SecurityError) as error:
+        raise ConfigError(
+            "tunnel.ssh.host_key is not given, and this machine has none", got=error, todo=todo
+        ) from error
