@@ -17,7 +17,7 @@ from user_system.core.supervise import Backoff
 
 log = logging.getLogger(__name__)
 
-_BASE_S, _CAP_S, _QUIET_S = 0.1, 2.0, 5.0
+_BASE_S, _CAP_S, _QUIET_S = 0.1, 1.0, 5.0
 
 
 class Reconnecting:

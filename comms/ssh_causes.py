@@ -134,6 +134,8 @@ CAUSES: tuple[Cause, ...] = (
 
 UNKNOWN = Cause("unknown", "", "ended", "Its log at LogLevel DEBUG says more: see docs/network.md.")
 
+TIMED_OUT = next(cause for cause in CAUSES if cause.name == "timed out")
+
 _COMPILED = tuple((cause, re.compile(cause.pattern)) for cause in CAUSES)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from comms.ssh_causes import Cause, cause_of, why
+from comms.ssh_causes import TIMED_OUT, Cause, cause_of, why
 from user_system.core.errors import ConfigError, MissingError
 from user_system.core.supervise import Backoff
 
@@ -44,6 +44,8 @@ _LASTING_S = (1.0, 15.0, 60.0)
 """Base, cap and quiet life of the waits between attempts. The latter are for causes that only
 a person mends: often enough to notice that one has, seldom enough that no watchman at the head
 (fail2ban, PerSourcePenalties) shuts this host out."""
+
+_JITTER_S = 0.3
 
 _TIED = ("setpriv", "--pdeathsig", "TERM", "--")
 """Makes the child end with the thread that started it, however that ends."""
@@ -273,7 +275,9 @@ class SshClient:
         self._figures["connected"] = 0
         cause, line = why(self._lines)
         self._note(cause, line or f"exit status {code}")
-        return (self._lasting if cause.lasting else self._patient).died(lived_s)
+        delay = (self._lasting if cause.lasting else self._patient).died(lived_s)
+        # An attempt that was waited for in vain was wait enough: only the jitter is left.
+        return min(delay, _JITTER_S) if cause is TIMED_OUT else delay
 
 
 def check_installed() -> None:

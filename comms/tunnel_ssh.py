@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import grpc
     import zmq
 
-_OPTIONS = {"grpc.max_reconnect_backoff_ms": 200}
+_OPTIONS = {"grpc.max_reconnect_backoff_ms": 150}
 """To try a socket of this host costs nothing, and ours are there at once when ssh is through."""
 
 

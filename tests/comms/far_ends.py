@@ -117,12 +117,21 @@ class Edge:
         self.made = 0
         self.stop = threading.Event()
         self.maker = threading.Thread(target=self._make, daemon=True)
+        self.asker = threading.Thread(target=self._ask, daemon=True)
+        self.answered_s = 0.0
 
     def start(self) -> None:
         """Dial, and record from now on."""
         self.experience.start()
         self.fresh.start()
         self.maker.start()
+        self.asker.start()
+
+    def _ask(self) -> None:
+        """Ask the hub all the time, as a robot host does, so that there is always an attempt."""
+        while not self.stop.wait(0.05):
+            if (answered_s := self.call()) is not None:
+                self.answered_s = answered_s
 
     def _make(self) -> None:
         while not self.stop.wait(0.05):
@@ -141,6 +150,10 @@ class Edge:
                     return None
                 time.sleep(0.05)
 
+    def answered(self) -> float:
+        """Return when the hub answered last, monotonic s."""
+        return self.answered_s
+
     def fetch(self) -> int:
         """Fetch the newest weights; return how many numbers they have."""
         return int(self.fetcher.fetch("p").modules["actor"]["w"].size)
@@ -158,6 +171,7 @@ class Edge:
         """Record no more, and return how much that was."""
         self.stop.set()
         self.maker.join()
+        self.asker.join()
         return self.made
 
     def waiting(self) -> int:
