@@ -62,7 +62,13 @@ class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
     ) -> pb.JoinReply:
         """Let a new host in, on behalf of the page that it spoke to."""
         del context
-        asked = Request(request.invitation, request.secret, request.csr, request.curve_public)
+        asked = Request(
+            request.invitation,
+            request.secret,
+            request.csr,
+            request.curve_public,
+            dict(request.tunnel),
+        )
         reply = self._handler.join(asked, request.address)
         self._count("joins")
         return reply
@@ -101,6 +107,7 @@ class EnrolmentClient:
             csr=request.csr,
             curve_public=request.curve_public,
             address=address,
+            tunnel=request.tunnel,
         )
         reply: pb.JoinReply = self._call("Join", message, JOIN_S)
         return reply

@@ -29,12 +29,12 @@ import secrets
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comms import deeds
+from comms import admission, deeds
 from comms.authority import Authority, locked, requested, write_table
 from comms.credentials import (
     HUB,
@@ -139,6 +139,8 @@ class Request:
     """PEM; signed with the new key."""
     curve_public: bytes
     """Z85."""
+    tunnel: Mapping[str, str] = field(default_factory=dict)
+    """Kind of tunnel -> public key for it, as ``comms.admission.prepare`` made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +271,7 @@ class Invitations:
                 write_table(self._path, rest)
         if name in enrolled:
             self._authority.revoke(name)
+            admission.dismiss(directory, name)
 
     def redeem(self, request: Request, witness: Witness = lambda peer: None) -> Signed:
         """Let somebody in who shows an invitation's secret.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comms import https
+from comms import admission, https
 from comms.authority import locked
 from comms.credentials import (
     HUB,
@@ -59,6 +59,8 @@ class Joined:
     role: Role
     facts: dict[str, Any] = field(default_factory=dict)
     """How this host reaches the head, as the head's configuration says."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the tunnel, for ``comms.tunnel.open_tunnel``; what else it needs is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,12 @@ def join(line: str, pki: Path, *, timeout_s: float = https.TIMEOUT_S) -> Joined:
         _check_place(pki, invitation)
         keys = _keys(pki, invitation)
         authority, ahead_s = _authority(invitation, timeout_s)
-        reply = _ask(invitation, keys, authority, ahead_s, timeout_s)
+        tunnel = admission.prepare(pki)
+        reply = _ask(invitation, keys, tunnel, authority, ahead_s, timeout_s)
         joined = _accept(invitation, keys, authority, ahead_s, reply)
+        # A head that says nothing of a tunnel has none.
+        way = joined.facts.pop("way", {"kind": "direct"})
+        joined.settings.update(admission.settle(pki, way))
         _write(pki, invitation, keys, authority, reply)
     Credentials.load(pki, joined.name)
     return joined
@@ -168,7 +174,12 @@ def _pin(certificate: bytes) -> bytes:
 
 
 def _ask(
-    invitation: Invitation, keys: _Keys, authority: bytes, ahead_s: float, timeout_s: float
+    invitation: Invitation,
+    keys: _Keys,
+    tunnel: dict[str, str],
+    authority: bytes,
+    ahead_s: float,
+    timeout_s: float,
 ) -> dict[str, Any]:
     """Return the head's answer; asks again where it was lost."""
     # The head decides the role; what the request says of it is not looked at.
@@ -179,6 +190,7 @@ def _ask(
         "secret": invitation.secret.hex(),
         "csr": csr.decode(),
         "curve": keys.curve_public.decode(),
+        "tunnel": tunnel,
     }
     context = https.verified(authority)
     tried = 0

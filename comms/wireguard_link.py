@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from user_system.core.errors import LinkError
 
 _NET_ADMIN = 12
 """The capability's number, from capabilities(7)."""
+
+STALE_S = 200.0
+"""Age of a handshake beyond which nobody answers: with keepalives there is one every two minutes,
+and after three the other side takes nothing under the old keys."""
 
 _PATIENCE_S = 20.0
 """For a command that sets addresses and routes; it takes a tenth of a second."""
@@ -87,6 +92,17 @@ def set_peer(conf: Path, key: str, address: str) -> str:
 def drop_peer(conf: Path, key: str) -> str:
     """Take a peer out while the interface is up; "" or what to run as root so that it is."""
     return _live(conf, ("wg", "set", conf.stem, "peer", key, "remove"))
+
+
+def handshake_age_s(interface: str) -> float | None:
+    """Return the time since the youngest handshake, inf for never; None: only root may know."""
+    if not may_configure() or shutil.which("wg") is None:
+        return None
+    command = ("wg", "show", interface, "latest-handshakes")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+    stamps = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.strip()]
+    newest = max(stamps, default=0)
+    return time.time() - newest if newest else float("inf")
 
 
 def by_hand(conf: Path) -> str:

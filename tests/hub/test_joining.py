@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from comms import admission, ssh_keys, wireguard
 from comms.authority import Authority
 from comms.credentials import AllowList, Role
 from comms.enrolment import EnrolmentClient, EnrolmentService
@@ -130,5 +131,35 @@ def test_one_line_makes_a_host_a_peer(head, tmp_path, host):
     assert (joined.name, joined.role, joined.facts) == ("arm-1", Role.ROBOT, FACTS)
     with head.dial(tmp_path / "host", "arm-1") as way:
         assert HubClient(way).status().run == "t"
+    assert joined.settings == {}, "a direct tunnel has none"
     until(lambda: ("invite", "kim") in head.audited())
     assert ("join", "arm-1") in head.audited()
+
+
+def test_a_host_that_joins_comes_through_the_tunnel_until_it_is_revoked(head, tmp_path):
+    settings = {"user": "lab", "host": "head.lab", "port": 2222}
+    host_key = ssh_keys.make_key(tmp_path / "host.key")
+    endpoints = [head.endpoints.hub, head.endpoints.fresh]
+    admission.publish(head.pki, "ssh", {**settings, "host_key": host_key}, endpoints)
+    joined = join(head.invite(), tmp_path / "host")
+    assert joined.settings == settings
+    assert joined.facts == FACTS
+    assert host_key in (tmp_path / "host" / "ssh.known_hosts").read_text()
+    line = (head.pki / ssh_keys.AUTHORIZED).read_text()
+    assert ssh_keys.public_key(tmp_path / "host") in line
+    assert f'permitopen="{head.endpoints.hub}"' in line
+    head.invitations.revoke("arm-1")
+    assert (head.pki / ssh_keys.AUTHORIZED).read_text() == ""
+
+
+def test_a_host_that_joins_gets_an_address_of_its_own(head, tmp_path):
+    settings = {"host": "head.lab", "network": "10.9.0.0/24", "interface": "u7none"}
+    admission.publish(head.pki, "wireguard", settings, [])
+    for name in ("arm-1", "arm-2"):
+        joined = join(head.invite(name), tmp_path / name)
+        assert joined.settings == {"interface": "u7none"}
+    confs = [(tmp_path / name / "u7none.conf").read_text() for name in ("arm-1", "arm-2")]
+    assert "Address = 10.9.0.2/32" in confs[0]
+    assert "Address = 10.9.0.3/32" in confs[1]
+    head.invitations.revoke("arm-1")
+    assert set(wireguard.read_peers(head.pki)) == {"arm-2"}

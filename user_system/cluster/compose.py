@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from user_system.cluster import configs, resources
+from comms.tunnel import Endpoints
+from user_system.cluster import configs, resources, tunnels
 from user_system.cluster.configs import LinkConfig, PluginConfig
 from user_system.cluster.cores import Cores, divide
 from user_system.cluster.enrol import PAGE, READER
@@ -508,15 +509,27 @@ class Composer:
 
     def _link(self, name: str, far: bool) -> LinkConfig:
         way = self.manifest.tunnel
-        host = way.host if far else way.near
+        at = tunnels.seen(way, self.near) if far else self.near
         return LinkConfig(
             name=name,
             pki=self.run.pki,
-            hub=f"{host}:{self.ports.hub}",
-            replay=f"{host}:{self.ports.replay}",
-            fresh=f"{host}:{self.ports.fresh}",
-            reader=f"{host}:{self.ports.reader}",
+            hub=at.hub,
+            replay=at.replay,
+            fresh=at.fresh,
+            reader=at.reader,
             kind=way.kind if far else "direct",
+            settings=tunnels.settings(way) if far else {},
+        )
+
+    @property
+    def near(self) -> Endpoints:
+        """Where processes of the head reach its services."""
+        host, ports = self.manifest.tunnel.near, self.ports
+        return Endpoints(
+            hub=f"{host}:{ports.hub}",
+            replay=f"{host}:{ports.replay}",
+            fresh=f"{host}:{ports.fresh}",
+            reader=f"{host}:{ports.reader}",
         )
 
     def _world_socket(self, robot: str) -> Path:

@@ -63,6 +63,8 @@ class JoinFacts:
     """Of the tunnel."""
     page: str = ""
     """Address of the page."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the tunnel; each robot host's own."""
 
 
 @dataclass(frozen=True)

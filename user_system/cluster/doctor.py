@@ -114,6 +114,12 @@ def _runs() -> Iterator[Finding]:
         yield Finding(f"run {run.root}", "up" if ok else "its launcher was killed", ok, todo)
 
 
+def _tunnels() -> Iterator[Finding]:
+    from user_system.cluster import tunnel_doctor  # which makes findings too
+
+    yield from tunnel_doctor.programs()
+
+
 _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _packages,
@@ -123,5 +129,6 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _shared_memory,
     _sockets,
     _realtime,
+    _tunnels,
     _runs,
 )

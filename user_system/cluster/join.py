@@ -70,7 +70,8 @@ def make(line: str, directory: Path | None, join: Join) -> Made:
     place = (wanted or default_root("x")).parent
     with _scratch(place) as scratch:
         joined = join(line, Path(scratch) / "pki")
-        file = EdgeFile(joined.name, load(JoinFacts, dict(joined.facts), "what the head told"))
+        told = {**joined.facts, "settings": joined.settings}
+        file = EdgeFile(joined.name, load(JoinFacts, told, "what the head told"))
         home = EdgeHome(wanted or default_root(joined.name))
         _check_free(home, joined.name)
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)

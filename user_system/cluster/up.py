@@ -28,6 +28,7 @@ from user_system.cluster import (
     runs,
     setup,
     status,
+    tunnels,
 )
 from user_system.cluster.compose import Composer
 from user_system.cluster.interrupt import Interrupt
@@ -138,6 +139,7 @@ def make(
         secrets=enrol.make_people(run.accounts, manifest),
         learning=learning,
     )
+    tunnels.publish(run.pki, manifest.tunnel, composer.near)
     processes = composer.processes()
     plan.write_configs(processes)
     write_setups(composer)

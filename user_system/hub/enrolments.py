@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from comms import deeds
+from comms import admission, deeds
 from comms.authority import Authority, locked
 from comms.credentials import Peer, read_allowed
 from comms.invitations import Invitations, Request
@@ -35,13 +35,14 @@ class Enrolments:
         authority: signs.
         audit: the hub's log.
         clock: wall clock.
-        facts: what a host that joins is told: how it reaches the head.
+        facts: what a host that joins is told: how it reaches the head. Beside it, under ``way``,
+            it is told how it gets through the tunnel, which is its own alone.
     """
 
     def __init__(self, authority: Authority, audit: Audit, clock: Clock, facts: Mapping[str, Any]):
         self._authority, self._audit, self._clock = authority, audit, clock
         self._invitations = Invitations(authority)
-        self._facts = json.dumps(dict(facts))
+        self._facts = facts
         self._refusals = Throttle(clock, 1.0, 10.0)
         self._next_look_ns = 0
         self._figures: dict[str, float] = {}
@@ -57,6 +58,7 @@ class Enrolments:
 
         try:
             signed = self._invitations.redeem(request, witness)
+            way = admission.admit(self._authority.directory, signed.peer.name, request.tunnel)
         except SecurityError as error:
             self._refused("join", "", str(error), **details)
             raise
@@ -69,7 +71,7 @@ class Enrolments:
             certificate=signed.certificate,
             authority=self._authority.pem,
             hub_curve=self._authority.hub_curve,
-            facts=self._facts,
+            facts=json.dumps({**self._facts, "way": way}),
         )
 
     def renew(self, peer: Peer, certificate: bytes, csr: bytes) -> bytes:

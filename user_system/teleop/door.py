@@ -51,6 +51,10 @@ class _Join(BaseModel):
     secret: Hex
     csr: Annotated[str, Field(max_length=4096)]
     curve: Annotated[str, Field(min_length=40, max_length=40, pattern="^[!-~]*$")]
+    tunnel: dict[
+        Annotated[str, Field(max_length=32)],
+        Annotated[str, Field(max_length=512)],
+    ] = Field(default_factory=dict, max_length=8)
 
 
 class Door:
@@ -118,6 +122,7 @@ class Door:
             bytes.fromhex(wanted.secret),
             wanted.csr.encode(),
             wanted.curve.encode(),
+            wanted.tunnel,
         )
         reply = await asyncio.get_running_loop().run_in_executor(
             self._pool, self._enrolment.join, asked, _address(request)
