@@ -175,11 +175,22 @@ def robots_list(run: Run = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Find what this machine lacks, and say what to do about it."""
+def doctor(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Of a robot host: also its way to the head."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what this machine, or this robot host, lacks, and say what to do about it."""
     from user_system.cluster import doctor as examine
 
-    findings = examine.examine()
+    if directory is None:
+        findings = examine.examine()
+    else:
+        from user_system.cluster import edge_doctor
+
+        findings = edge_doctor.examine(directory)
     if as_json:
         _json([vars(finding) for finding in findings])
     else:

@@ -32,12 +32,11 @@ def join(
     ] = False,
 ) -> None:
     """Make this machine a robot host and go live: keys, certificate, config, unit."""
-    from comms.joining import join as use_up
     from user_system.cluster import join as joining
     from user_system.cluster import machine, resident
 
     machine.check_packages()
-    made = joining.make(line, directory, use_up)
+    made = joining.make(line, directory)
     name, root = made.file.name, made.home.root
     print(f"{name} has joined run {made.file.facts.run!r}; everything of it is in {root}")
     print(f"unit: {made.unit}")

@@ -1,6 +1,7 @@
 """What the system tests of the edge run as processes of their own: a point mass and its plugins."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -147,7 +148,9 @@ def drive(arguments: Mapping[str, Any]) -> None:
         priority=0,
         orphan_after_s=20.0,
     )
-    DriverServer(config, PointMass(Path(arguments["log"]))).run()
+    server = DriverServer(config, PointMass(Path(arguments["log"])))
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    server.run()
 
 
 def work(arguments: Mapping[str, Any]) -> None:

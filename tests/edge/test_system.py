@@ -264,3 +264,21 @@ def test_demonstration(make_box, wait_for):
     parts = episodes(box.fragments("arm"))[report.episode]
     assert {name for part in parts for name in part.header.names} >= {"ann"}
     assert all((part.segment == Segment.DEMO).all() for part in parts)
+
+
+@pytest.mark.parametrize("how", ["finish", "close"])
+def test_an_agent_that_ends_leaves_no_robot_waiting_for_a_person(make_box, wait_for, how):
+    box = make_box(("arm", "leg"))
+    box.start()
+    wait_for(lambda: len(box.head.reports) >= 2 and box.mode("leg") == "auto", "at work")
+    getattr(box.agent, how)()
+    box.thread.join(30.0)
+    assert not box.thread.is_alive()
+    box.agent = None
+    assert "fault" not in {mode for _, mode in box.head.modes_seen}
+    if how == "finish":
+        assert {report.end for report in box.head.reports} == {End.TERMINATED}, "all were finished"
+    done = len(box.head.reports)
+    box.start()
+    wait_for(lambda: len(box.head.reports) >= done + 4, "the next life goes on by itself")
+    assert "fault" not in {mode for _, mode in box.head.modes_seen}

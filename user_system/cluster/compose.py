@@ -104,7 +104,7 @@ class Composer:
         return self._page_at(self.manifest.page_names[0])
 
     def _page_at(self, name: str) -> str:
-        scheme = "https" if self.manifest.teleop.secure else "http"
+        scheme = "https" if self.manifest.page_secure else "http"
         return f"{scheme}://{with_port(name, self.ports.page)}"
 
     # --- the head ----------------------------------------------------------------------------
@@ -175,15 +175,14 @@ class Composer:
         return self._ray_process("ray", argv, HEAD, "places learners", ports=ports, cpus=cpus)
 
     def _teleop(self) -> Process:
-        entry = self.manifest.teleop
         config = configs.TeleopHostConfig(
             link=self.link(PAGE),
             run=self.manifest.name,
-            host=entry.host,
+            host=self.manifest.page_host,
             port=self.ports.page,
             accounts=self.run.accounts,
             names=self.manifest.page_names,
-            tls=entry.secure,
+            tls=self.manifest.page_secure,
         )
         return self._ours(
             PAGE,
@@ -422,7 +421,7 @@ class Composer:
 
     def _operator(self, name: str, entry: OperatorEntry) -> Process:
         robots = entry.robots or tuple(self.manifest.robots)
-        host = self.manifest.teleop.host
+        host = self.manifest.page_host
         task = self.manifest.tasks[self.manifest.robots[robots[0]].task]
         config = configs.OperatorHostConfig(
             name=name,
@@ -432,7 +431,7 @@ class Composer:
             task=task.kind,
             help=entry.help,
             release_after_s=entry.release_after_s,
-            authority=self.run.pki / "ca.crt" if self.manifest.teleop.secure else None,
+            authority=self.run.pki / "ca.crt" if self.manifest.page_secure else None,
         )
         return self._ours(
             f"operator-{name}",

@@ -4,13 +4,17 @@ The line comes from `user-system enrol create` at the head. It is used once; wha
 the head has taken it leaves everything as it was, and what fails after it is said with what to do.
 """
 
-import tempfile
+import hashlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from comms.invitations import parse_line
+from comms.joining import Joined
+from comms.joining import join as use_up
 from user_system.cluster import census, systemd
 from user_system.cluster.configs import JoinFacts
 from user_system.cluster.edge_home import EdgeFile, EdgeHome, default_root
@@ -18,14 +22,11 @@ from user_system.cluster.parse import load
 from user_system.cluster.process import write_private
 from user_system.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from comms.joining import Joined
-
 LIVE_S = 60.0
 """Time for a host to start under systemd before the command no longer waits for it."""
 
 
-Join = Callable[[str, Path], "Joined"]
+Join = Callable[[str, Path], Joined]
 """Use a line up and put keys and certificate into a directory; ``comms.joining.join``."""
 
 
@@ -49,10 +50,12 @@ class Made:
         return f"systemctl {user}enable --now {self.unit.name}"
 
 
-def make(line: str, directory: Path | None, join: Join) -> Made:
+def make(line: str, directory: Path | None, join: Join = use_up) -> Made:
     """Join and write everything down; nothing is started.
 
-    Joining again into the same directory replaces credentials and address, and keeps the rest.
+    Joining again into the same directory replaces credentials and address, and keeps the rest. What
+    was interrupted may be repeated with the same line: the keys made for it are kept until their
+    certificate is there.
 
     Args:
         line: as printed at the head.
@@ -64,41 +67,45 @@ def make(line: str, directory: Path | None, join: Join) -> Made:
         SecurityError: the head, or who answered in its place, refuses.
         LinkError: it cannot be reached.
     """
-    wanted = directory.resolve() if directory is not None else None
-    if wanted is not None:
-        _check_free(EdgeHome(wanted))
-    place = (wanted or default_root("x")).parent
-    with _scratch(place) as scratch:
-        joined = join(line, Path(scratch) / "pki")
+    name = parse_line(line).name
+    home = EdgeHome((directory or default_root(name)).resolve())
+    _check_free(home, name)
+    with _scratch(home, line) as scratch:
+        joined = join(line, scratch / "pki")
         told = {**joined.facts, "settings": joined.settings}
-        file = EdgeFile(joined.name, load(JoinFacts, told, "what the head told"))
-        home = EdgeHome(wanted or default_root(joined.name))
-        _check_free(home, joined.name)
-        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = load(JoinFacts, told, "what the head told")
+        home.root.mkdir(mode=0o700, exist_ok=True)
         home.root.chmod(0o700)
-        _take_keys(Path(scratch) / "pki", home.pki)
-    home.write(file)
+        _take_keys(scratch / "pki", home.pki)
+        file = EdgeFile(joined.name, facts)
+        home.write(file)
     return _with_unit(home, file)
 
 
-def _scratch(place: Path) -> "tempfile.TemporaryDirectory[str]":
-    """Return a directory on the disk of the later one, so that keys move in one step.
+@contextmanager
+def _scratch(home: EdgeHome, line: str) -> Iterator[Path]:
+    """Make a directory on the same disk, so that keys move in one step; kept until they did.
 
     Raises:
         ConfigError: nothing can be made there.
     """
+    mark = hashlib.sha256(line.strip().encode()).hexdigest()[:16]
+    place = home.root.with_name(f".joining-{mark}")
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".joining-", dir=place)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cannot write to {place}", got=error.strerror, todo="Choose another place with --dir."
+            f"cannot write to {place.parent}",
+            got=error.strerror,
+            todo="Choose another place with --dir.",
         ) from error
+    yield place
+    shutil.rmtree(place)
 
 
-def _check_free(home: EdgeHome, name: str = "") -> None:
-    """Check that a directory can become the host ``name``'s, "": not known yet."""
-    if home.file.exists() and name and (owner := home.read().name) != name:
+def _check_free(home: EdgeHome, name: str) -> None:
+    """Check that a directory can become the host ``name``'s, before a line is used up for it."""
+    if home.file.exists() and (owner := home.read().name) != name:
         raise ConfigError(
             f"{home.root} is the directory of another robot host",
             got=owner,

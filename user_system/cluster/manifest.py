@@ -172,18 +172,14 @@ class TeleopEntry:
     """The page."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: str | None = None
+    """Address on which it listens; none given: ``tunnel.listen``, since robot hosts join here."""
     port: int = field(default=8765, metadata={"min": 0, "max": 65535})
     """0: any free port."""
     tls: Literal["auto", "always"] = "auto"
-    """auto: TLS whenever it listens off loopback; robot hosts join over TLS only."""
+    """auto: TLS whenever it listens off loopback, or robot hosts of other machines join here."""
     names: tuple[str, ...] = ()
     """Further names and addresses by which it is called, such as the router's in front of it."""
-
-    @property
-    def secure(self) -> bool:
-        """Whether it is served over TLS."""
-        return self.tls == "always" or not is_loopback(self.host)
 
 
 @dataclass(frozen=True)
@@ -248,12 +244,12 @@ class TunnelEntry:
     @property
     def exposed(self) -> bool:
         """Whether the head's services can be reached from other machines."""
-        return not ipaddress.IPv4Address(self.listen).is_loopback
+        return not is_loopback(self.listen)
 
     @property
     def near(self) -> str:
         """Where processes of the head reach its services."""
-        return LOOPBACK if self.listen == EVERYWHERE else self.listen
+        return LOOPBACK if is_wildcard(self.listen) else self.listen
 
 
 @dataclass(frozen=True)
@@ -326,17 +322,6 @@ class Manifest:
     operators: Mapping[str, OperatorEntry] = field(default_factory=dict)
     ray: RayEntry = RayEntry()
 
-    @property
-    def run(self) -> Path:
-        """Directory of the run."""
-        return self.run_dir or Path("runs") / self.name
-
-    @property
-    def draws_remotely(self) -> bool:
-        """Whether anybody draws from the replay buffer over the network."""
-        remote = any(entry.replay == "remote" for entry in self.learners.values())
-        return self.replay.serve or remote or bool(self.shards)
-
     def __post_init__(self) -> None:
         self._check_reach()
 
@@ -359,9 +344,31 @@ class Manifest:
             )
 
     @property
+    def run(self) -> Path:
+        """Directory of the run."""
+        return self.run_dir or Path("runs") / self.name
+
+    @property
+    def draws_remotely(self) -> bool:
+        """Whether anybody draws from the replay buffer over the network."""
+        remote = any(entry.replay == "remote" for entry in self.learners.values())
+        return self.replay.serve or remote or bool(self.shards)
+
+    @property
+    def page_host(self) -> str:
+        """Address on which the page listens."""
+        return self.teleop.host or self.tunnel.listen
+
+    @property
+    def page_secure(self) -> bool:
+        """Whether the page is served over TLS."""
+        wanted = self.teleop.tls == "always" or bool(self.remote_hosts)
+        return wanted or not is_loopback(self.page_host)
+
+    @property
     def page_names(self) -> tuple[str, ...]:
         """Names and addresses by which the page may be called, the best one first."""
-        own = (self.teleop.host, *self.teleop.names, self.tunnel.host, "localhost", "127.0.0.1")
+        own = (self.page_host, *self.teleop.names, self.tunnel.host, "localhost", "127.0.0.1")
         return tuple(dict.fromkeys(name for name in own if not is_wildcard(name)))
 
     @property

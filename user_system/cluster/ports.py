@@ -46,7 +46,7 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
             way.listen,
             port(way.reader_port, READER) if manifest.draws_remotely else 0,
         ),
-        "page": ("teleop.port", manifest.teleop.host, manifest.teleop.port),
+        "page": ("teleop.port", manifest.page_host, manifest.teleop.port),
         "ray": ("ray.port", LOOPBACK, manifest.ray.port),
         "ray_client": ("", LOOPBACK, 0),
     }

@@ -86,7 +86,7 @@ def clear(root: Path) -> None:
             todo=f"End it first: user-system down {root}, or systemctl stop its unit.",
         )
     if left := runs.down(runs.Found(root, record)):
-        log.warning("%d processes had lost their launcher and were ended", left)
+        log.warning("ended what an earlier life had left behind: %d processes", left)
 
 
 class Resident:
@@ -212,7 +212,7 @@ class Resident:
 
     def _keep(self, document: bytes) -> None:
         write_private(self._home.setup, document.decode())
-        self._watch.running, self._watch.trouble = setup.hash_of(document), ""
+        self._watch.tell(running=setup.hash_of(document), trouble="")
 
     def _follow(self) -> None:
         """Take what the head says now: let robots come to rest, then restart what changed."""
@@ -240,7 +240,7 @@ class Resident:
             log.info("the setup changed; robots finish what they are at")
             for name in self._now.agents:
                 self._supervisor.finish(name)
-        self._watch.trouble = "waits for the end of an episode to take the new setup"
+        self._watch.tell(trouble="waits for the end of an episode to take the new setup")
         self._next = (document, placed)
 
     def _switch(self, document: bytes, placed: Placed) -> None:
@@ -260,7 +260,7 @@ class Resident:
 
     def _refuse(self, document: bytes, error: UserSystemError) -> None:
         self._refused = setup.hash_of(document)
-        self._watch.trouble = str(error)
+        self._watch.tell(trouble=str(error))
         log.error("the setup of the head is not followed: %s", error)
 
 

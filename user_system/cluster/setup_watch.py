@@ -34,9 +34,10 @@ class SetupWatch:
     def __init__(self, link: Callable[[], LinkConfig]):
         self._link = link
         self._closing = threading.Event()
-        self._asked = threading.Event()
+        self._news = threading.Event()
+        """Set where the head should hear of something before the next question is due."""
         self._lock = threading.Lock()
-        self._document = b""
+        self._document, self._mismatch = b"", ""
         self._error: UserSystemError | None = None
         self._boot = uuid.uuid4().hex[:12]
         self._thread = threading.Thread(target=self._run, name="setup", daemon=True)
@@ -51,6 +52,7 @@ class SetupWatch:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
+        self._news.set()
         self._thread.join(ANSWER_S + 1.0)
 
     @property
@@ -58,6 +60,12 @@ class SetupWatch:
         """Why there was no answer the last time; None: there was one, or it is still waited for."""
         with self._lock:
             return self._error
+
+    def tell(self, *, running: str | None = None, trouble: str) -> None:
+        """Let the head know what this host runs, and what keeps it from the newest."""
+        self.running = self.running if running is None else running
+        self.trouble = trouble
+        self._news.set()
 
     def take(self) -> bytes:
         """Return a setup other than the running one, once; b"" where there is none."""
@@ -85,19 +93,22 @@ class SetupWatch:
                     protocol=PROTOCOL,
                     version=user_system.__version__,
                     boot=self._boot,
-                    trouble=self.trouble,
+                    trouble=self._mismatch or self.trouble,
                 )
             )
             self._answered(reply)
-            self._closing.wait(ASK_S)
+            self._news.wait(ASK_S)
+            if not self._closing.is_set():
+                self._news.clear()
 
     def _answered(self, reply: hub_pb2.SetupReply) -> None:
         try:
             check_version(reply.protocol, reply.version, user_system.__version__)
         except UserSystemError as error:
-            self.trouble = str(error)
+            self._mismatch = str(error)
             self._failed(error)
             return
+        self._mismatch = ""
         with self._lock:
             if self._error is not None:
                 log.info("the head answers")

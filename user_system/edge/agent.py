@@ -144,7 +144,7 @@ class Agent:
                 enlisted |= known.keys()
             self._end_hung_workers()
             if self._finishing.is_set() and self._finished():
-                break
+                self.close()
             time.sleep(0.02)
         self._end()
 

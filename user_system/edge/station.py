@@ -217,6 +217,8 @@ class Station:
 
     def alone(self) -> None:
         """Go on without a driver: people are answered, and the next one finds a fault."""
+        if not self.open:
+            return  # nobody is away: this loop was told to end while it waited for a reading
         self.session.driver_lost("the driver is away; it is being restarted")
         self._queue.clear()
         self.periods.pauses()
