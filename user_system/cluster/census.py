@@ -47,9 +47,11 @@ class Record:
 
     @property
     def launcher_alive(self) -> bool:
-        """Whether the launcher still runs."""
+        """Whether the launcher still runs; one that only waits for its parent to hear of it is gone."""
         try:
-            return abs(psutil.Process(self.launcher).create_time() - self.created) < 1.0
+            found = psutil.Process(self.launcher)
+            same = abs(found.create_time() - self.created) < 1.0
+            return same and found.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 

@@ -105,26 +105,29 @@ def _scratch(home: EdgeHome, line: str) -> Iterator[Path]:
 
 def _check_free(home: EdgeHome, name: str) -> None:
     """Check that a directory can become the host ``name``'s, before a line is used up for it."""
-    if home.file.exists() and (owner := home.read().name) != name:
+    if home.file.exists():
+        _check_owner(home, name)
+    elif home.root.exists() and (not home.root.is_dir() or any(home.root.iterdir())):
+        raise ConfigError(
+            f"{home.root} holds something else",
+            allowed="a directory that is new, empty or of a robot host",
+            todo="Choose another with --dir.",
+        )
+
+
+def _check_owner(home: EdgeHome, name: str) -> None:
+    """Check that a robot host's directory is this one's, and that nothing needs it as it is."""
+    if (owner := home.read().name) != name:
         raise ConfigError(
             f"{home.root} is the directory of another robot host",
             got=owner,
             allowed=name,
             todo="What it recorded stays its own: choose another place with --dir.",
         )
-    if not home.file.exists() and home.root.is_dir() and any(home.root.iterdir()):
-        raise ConfigError(
-            f"{home.root} holds something else",
-            allowed="a directory that is new, empty or of a robot host",
-            todo="Choose another with --dir.",
-        )
     record = census.read_record(home.root)
-    managed = (
-        home.file.exists()
-        and systemd.runs_here()
-        and systemd.active(systemd.unit_name(home.read().name))
-    )
-    if record is not None and record.launcher_alive and not managed:
+    if record is None or not record.launcher_alive:
+        return
+    if not (systemd.runs_here() and systemd.active(systemd.unit_name(name))):
         raise ConfigError(
             f"robot host {home.root} runs",
             got=f"process {record.launcher}",
