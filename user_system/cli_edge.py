@@ -16,7 +16,12 @@ edge_app = typer.Typer(help="A robot host that is a machine of its own.", no_arg
 @edge_app.command()
 def join(
     line: Annotated[
-        str, typer.Argument(metavar="LINE", help="As `user-system enrol create` prints it.")
+        str,
+        typer.Argument(
+            metavar="LINE",
+            help="As `user-system enrol create` prints it; -: it is read from the standard input, "
+            "where no other user of this machine sees it.",
+        ),
     ],
     directory: Annotated[
         Path | None,
@@ -36,7 +41,7 @@ def join(
     from user_system.cluster import machine, resident
 
     machine.check_packages()
-    made = joining.make(line, directory)
+    made = joining.make(sys.stdin.readline() if line == "-" else line, directory)
     name, root = made.file.name, made.home.root
     print(f"{name} has joined run {made.file.facts.run!r}; everything of it is in {root}")
     print(f"unit: {made.unit}")

@@ -147,6 +147,47 @@ def test_restarts_what_died(supervisor: Supervisor) -> None:
     assert supervisor.stats()["restarts"] == 1
 
 
+FINISHING = "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0)); " + SLEEP
+
+
+def test_a_process_that_finishes_is_not_started_again(supervisor: Supervisor) -> None:
+    supervisor.start([spec("one", SLEEP), spec("two", FINISHING)], never)
+    pid = supervisor.pid("one")
+    supervisor.finish("two")
+
+    def gone() -> bool:
+        supervisor.poll()
+        return supervisor.pid("two") is None
+
+    wait_for(gone, "it ended by itself")
+    time.sleep(0.5)
+    supervisor.poll()
+    assert supervisor.pid("two") is None
+    supervisor.end(["two"])
+    supervisor.start([spec("two", SLEEP)], never)
+    assert supervisor.pid("two") is not None
+    assert supervisor.pid("one") == pid
+    assert supervisor.stats()["restarts"] == 0
+
+
+def test_some_are_ended_and_the_rest_goes_on(supervisor: Supervisor, tmp_path: Path) -> None:
+    supervisor.start([spec("one", SLEEP), spec("two", SLEEP, stage=1)], never)
+    pid = supervisor.pid("one")
+    supervisor.end(["two"])
+    assert (supervisor.pid("two"), supervisor.pid("one")) == (None, pid)
+    assert census.read_record(tmp_path).processes == {"one": pid}  # type: ignore[union-attr]
+    supervisor.poll()
+    assert len(marked(supervisor)) == 1, "it is not started again either"
+
+
+def test_a_zombie_is_no_launcher(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    record = census.Record("m", gone.pid, census.created(gone.pid))
+    wait_for(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE, "it ended")
+    assert not record.launcher_alive
+    gone.wait()
+
+
 def test_config_error_of_a_child_is_the_launchers(supervisor: Supervisor) -> None:
     code = "import sys; print('error: port 1 is taken', file=sys.stderr); sys.exit(2)"
     with pytest.raises(ConfigError, match="two: port 1 is taken"):

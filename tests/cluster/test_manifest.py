@@ -8,8 +8,11 @@ from typing import Literal
 
 import pytest
 
+from user_system.cluster import ports
+from user_system.cluster.enrol import make_pki, names_of_head
 from user_system.cluster.manifest import EncoderEntry, Manifest, load_manifest
 from user_system.cluster.parse import dump, load
+from user_system.cluster.tree import Problems
 from user_system.core.errors import ConfigError
 from user_system.replay.views import parse_views
 
@@ -238,6 +241,28 @@ BAD = [
      "lab.yaml:13: learners.rlpd.cache: wrong type; got 5; allowed: a number with a unit"),
     ("  pick: {learner: rlpd}", "  pick: {learner: rlpd}\n  idle: {learner: rlpd}",
      "lab.yaml:17: actors.idle: no robot names this actor"),
+    ("tasks:", "hosts: {lab-1: {remote: true}}\ntasks:",
+     "lab.yaml:8: hosts.lab-1: no robot is wired to this host"),
+    ("tasks:", "    host: lab1\nhosts: {lab-1: {remote: true}}\ntasks:",
+     "lab.yaml:8: robots.arm-1.host: not one of the hosts; got 'lab1'; allowed: lab-1, local. "
+     "Did you mean 'lab-1'?"),
+    ("tasks:", "hosts: {local: {remote: true}}\ntasks:",
+     "lab.yaml:8: hosts.local: this machine is not remote. Give the other machine a name"),
+    ("tasks:", "    host: hub\ntasks:",
+     "lab.yaml:8: robots.arm-1.host: a name of the head's own; got 'hub'"),
+    ("tasks:", "    host: a.b\nhosts: {a.b: {}}\ntasks:",
+     "lab.yaml:9: hosts.a.b: not a name; got 'a.b'"),
+    ("tasks:", "    host: lab-1\nhosts: {lab-1: {remote: yess}}\ntasks:",
+     "lab.yaml:9: hosts.lab-1.remote: wrong type; got 'yess'; allowed: true or false"),
+    ("tasks:", "tunnel: {listen: head.lab.example}\ntasks:",
+     "lab.yaml:8: tunnel: listen: not an IPv4 address; got 'head.lab.example'; allowed: 127.0.0.1, "
+     "0.0.0.0 or an address of this machine. The name that robot hosts use belongs into"),
+    ("tasks:", "tunnel: {host: 'head:7400'}\ntasks:",
+     "lab.yaml:8: tunnel: host: not a name or address; got 'head:7400'; allowed: without a port"),
+    ("tasks:", "    host: lab-1\nhosts: {lab-1: {remote: true}}\ntunnel: {listen: 0.0.0.0}\ntasks:",
+     "lab.yaml:1: tunnel.host: robot hosts elsewhere cannot reach the head by it; got 127.0.0.1"),
+    ("tasks:", "    host: lab-1\nhosts: {lab-1: {remote: true}}\ntunnel: {host: head.lab}\ntasks:",
+     "lab.yaml:1: tunnel.listen: nobody reaches head.lab while the head listens on loopback only"),
 ]  # fmt: skip
 
 
@@ -246,6 +271,68 @@ def test_each_mistake_is_one_exact_line(tmp_path: Path, old: str, new: str, line
     assert old in GOOD
     found = problems(tmp_path, GOOD.replace(old, new, 1))
     assert any(text.startswith(line) for text in found), found
+
+
+REMOTE = GOOD.replace("    rate: 8", "    host: lab-1") + "hosts: {lab-1: {remote: true}}\n"
+REACHED = REMOTE + "tunnel: {listen: 0.0.0.0, host: head.lab.example}\n"
+
+
+def test_remote_hosts(tmp_path: Path) -> None:
+    manifest = read(tmp_path, REACHED)
+    assert manifest.remote_hosts == ["lab-1"]
+    assert manifest.is_remote("lab-1")
+    assert not manifest.is_remote("local")
+    assert (manifest.tunnel.near, manifest.tunnel.exposed) == ("127.0.0.1", True)
+    assert read(tmp_path, REACHED, "tunnel.listen=10.0.0.5").tunnel.near == "10.0.0.5"
+    assert read(tmp_path, REMOTE, "hosts.lab-1.remote=false").remote_hosts == []
+
+
+def test_the_page_listens_where_robot_hosts_join(tmp_path: Path) -> None:
+    manifest = read(tmp_path, REACHED)
+    assert (manifest.page_host, manifest.page_secure) == ("0.0.0.0", True)
+    assert manifest.page_names[0] == "head.lab.example"
+    apart = read(tmp_path, REACHED, "teleop.host=10.0.0.5")
+    assert (apart.page_host, apart.page_names[0]) == ("10.0.0.5", "10.0.0.5")
+    here = read(tmp_path, REMOTE)
+    assert (here.page_host, here.page_secure) == ("127.0.0.1", True), "an invitation is a secret"
+    alone = read(tmp_path, GOOD)
+    assert (alone.page_host, alone.page_secure) == ("127.0.0.1", False)
+
+
+def test_the_head_is_known_by_all_its_names(tmp_path: Path) -> None:
+    names = names_of_head(read(tmp_path, REACHED))
+    assert names == ["localhost", "127.0.0.1", "head.lab.example"]
+    names = names_of_head(read(tmp_path, REACHED, "tunnel.listen=10.0.0.5"))
+    assert names == ["localhost", "127.0.0.1", "10.0.0.5", "head.lab.example"]
+    assert names_of_head(read(tmp_path, GOOD)) == ["localhost", "127.0.0.1"]
+
+
+def test_keys_of_a_remote_host_are_not_made_here(tmp_path: Path) -> None:
+    make_pki(tmp_path / "pki", read(tmp_path, REACHED))
+    assert not list((tmp_path / "pki").glob("lab-1.*"))
+    assert "lab-1" not in json.loads((tmp_path / "pki" / "allow.json").read_text())
+    make_pki(tmp_path / "near", read(tmp_path, REMOTE, "hosts.lab-1.remote=false"))
+    assert (tmp_path / "near" / "lab-1.pem").exists()
+
+
+def test_ports_last_where_robot_hosts_come_back_to_them(tmp_path: Path, monkeypatch) -> None:
+    asked: dict[str, tuple[str, int]] = {}
+
+    def take(held: object, path: str, host: str, port: int, problems: object) -> int:
+        asked[path] = (host, port)
+        return port
+
+    monkeypatch.setattr(ports, "_take", take)
+    ports.choose(read(tmp_path, REACHED, "replay.serve=true"), Problems())
+    assert [asked[f"tunnel.{name}_port"] for name in ("hub", "replay", "fresh", "reader")] == [
+        ("0.0.0.0", port) for port in (7400, 7401, 7402, 7403)
+    ]
+    assert asked["teleop.port"] == ("0.0.0.0", 8765)
+    assert asked["ray.port"] == ("127.0.0.1", 0)
+    ports.choose(read(tmp_path, REACHED, "tunnel.hub_port=0", "tunnel.replay_port=9"), Problems())
+    assert [asked["tunnel.hub_port"][1], asked["tunnel.replay_port"][1]] == [0, 9]
+    ports.choose(read(tmp_path, GOOD), Problems())
+    assert asked["tunnel.hub_port"] == ("127.0.0.1", 0), "any free one where all is on one machine"
 
 
 def test_all_at_once(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def main(config, life):
         raise errors.LinkError("nobody is there")
     if config.say == "defect":
         raise ZeroDivisionError("oops")
+    if config.say == "finish":
+        life.on_finish(lambda: print("finishes", flush=True))
+        life.on_end(lambda: print("ends", flush=True))
     life.ready({"say": config.say})
     if config.say == "locked":
         with life.stop._cond:
@@ -90,6 +93,23 @@ def test_it_says_that_it_serves_and_ends_in_order(tmp_path, number) -> None:
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert (out, child.returncode) == ("ended in order\n", 0)
+
+
+def test_one_is_asked_to_finish_and_decides_when_to_end(tmp_path) -> None:
+    ready = tmp_path / "ready"
+    child = start(tmp_path, {"say": "finish"}, USER_SYSTEM_READY=str(ready))
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert child.stdout is not None
+    for _ in range(2):
+        child.send_signal(signal.SIGUSR1)
+        assert child.stdout.readline() == "finishes\n"
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=60)
+    assert (out, child.returncode) == ("ends\nended in order\n", 0)
 
 
 def test_one_that_cannot_end_says_where_it_hangs_and_is_ended(tmp_path) -> None:

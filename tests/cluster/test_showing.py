@@ -2,11 +2,20 @@
 
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
+from comms.pb import hub_pb2
 from user_system.cluster import report, status
-from user_system.cluster.progress import HEADINGS, LINE_S, Progress, cells
+from user_system.cluster.progress import (
+    HEADINGS,
+    HOST_HEADINGS,
+    LINE_S,
+    Progress,
+    cells,
+    host_cells,
+)
 from user_system.core.types import Purpose
 
 VIEW = status.View(
@@ -67,6 +76,54 @@ def test_a_terminal_shows_a_live_table(monkeypatch) -> None:
     assert "http://here" in out.getvalue()
     assert "Waits." in out.getvalue()
     assert "1234" in out.getvalue()
+
+
+HOSTS = (
+    status.HostView("lab-1", True, "awaited", 0.0, current=False),
+    status.HostView("lab-2", True, "online", 0.04, "b1", "0.1.0"),
+    status.HostView("lab-3", True, "away", 75.0, "b2", "0.1.0"),
+    status.HostView("lab-4", True, "online", 1.0, "b3", "0.2.0", False, "head 0.1.0, host 0.2.0"),
+    status.HostView("lab-5", True, "online", 1.0, "b4", "0.1.0", False),
+    status.HostView("local", False, "online", 0.0, "b5", "0.1.0"),
+)
+
+
+def test_hosts_that_are_waited_for_are_named(monkeypatch) -> None:
+    view = replace(VIEW, hosts=HOSTS)
+    assert view.awaited == ["lab-1", "lab-3"]
+    out = io.StringIO()
+    monkeypatch.setenv("CI", "true")
+    with Progress(console=Console(file=out, width=200)) as progress:
+        progress.show(view)
+    assert out.getvalue().rstrip().endswith("· awaited lab-1, lab-3")
+    monkeypatch.delenv("CI")
+    with Progress(console=Console(file=out, force_terminal=True, width=120)) as progress:
+        progress.show(view)
+    assert "awaited: lab-1, lab-3" in out.getvalue()
+
+
+def test_each_host_says_how_it_is_and_what_it_needs() -> None:
+    rows = {row[0]: row[1:] for row in map(host_cells, HOSTS)}
+    assert all(len(row) + 1 == len(HOST_HEADINGS) for row in rows.values())
+    assert rows["lab-1"][:3] == ("remote", "awaited", "never")
+    assert "user-system enrol create lab-1" in rows["lab-1"][-1]
+    assert rows["lab-2"] == ("remote", "online", "0.0 s ago", "b1", "0.1.0", "")
+    assert rows["lab-3"][1:3] == ("away", "75.0 s ago")
+    assert rows["lab-4"][-1] == "head 0.1.0, host 0.2.0"
+    assert "new setup" in rows["lab-5"][-1]
+    assert rows["local"][0] == "here"
+
+
+def test_a_status_message_becomes_plain_values() -> None:
+    told = hub_pb2.SystemStatus(
+        hosts=[hub_pb2.HostStatus(name="lab-1", remote=True, link="online", last_seen_s=2.0,
+                                  boot="b", version="0.1.0", current=True, trouble="t",
+                                  figures={"rate": 3.0})]
+    )  # fmt: skip
+    (host,) = status.view_of(told).hosts
+    assert host == status.HostView(
+        "lab-1", True, "online", 2.0, "b", "0.1.0", True, "t", {"rate": 3.0}
+    )
 
 
 def test_a_report_holds_what_it_must(tmp_path) -> None:

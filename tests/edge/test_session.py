@@ -144,6 +144,44 @@ def test_an_episode_from_want_to_report():
     assert len(desk.took(do.Want)) == wants + 1
 
 
+def test_one_that_finishes_ends_its_episode_and_begins_nothing_more():
+    desk = Desk().until(Mode.AUTO)
+    session = desk.session
+    session.finishing = True
+    desk.pass_ms(100)
+    assert (session.mode, session.at_rest) == (Mode.AUTO, False)
+    session.counted(Segment.AUTO)
+    session.judge(0, Judgement(1.0, terminated=True, success=True))
+    desk.hands()
+    (finish,) = desk.took(do.Finish)
+    assert finish.end is End.TERMINATED
+    wants = len(desk.took(do.Want))
+    desk.pass_ms(9000)
+    assert len(desk.took(do.Want)) == wants
+    assert session.at_rest
+
+
+def test_one_that_finishes_does_not_begin_what_it_was_assigned():
+    desk = Desk()
+    desk.session.worker_ready()
+    desk.see()
+    desk.session.finishing = True
+    desk.assign()
+    desk.pass_ms(1)
+    assert (desk.session.mode, desk.session.at_rest) == (Mode.HOLD, True)
+
+
+def test_what_a_person_holds_in_an_episode_is_not_at_rest():
+    desk = Desk().until(Mode.AUTO)
+    desk.grant("ann")
+    assert desk.ask("hold").ok
+    assert (desk.session.mode, desk.session.at_rest) == (Mode.HOLD, False)
+    assert desk.ask("reset").ok
+    assert desk.session.at_rest
+    desk.session.estop("ann")
+    assert desk.session.at_rest, "nobody need release it before its agent can be renewed"
+
+
 def test_evaluations_run_in_their_own_mode():
     desk = Desk().until(Mode.EVAL, Purpose.EVAL)
     assert desk.session.segment is Segment.AUTO

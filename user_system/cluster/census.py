@@ -47,7 +47,7 @@ class Record:
 
     @property
     def launcher_alive(self) -> bool:
-        """Whether the launcher still runs; one that only waits for its parent to hear of it is gone."""
+        """Whether the launcher still runs; a zombie, of which a parent must only hear, does not."""
         try:
             found = psutil.Process(self.launcher)
             same = abs(found.create_time() - self.created) < 1.0

@@ -18,7 +18,7 @@ from user_system.cluster import census, dial, setup, spools
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
-from user_system.core.errors import StoreError, UserSystemError
+from user_system.core.errors import SecurityError, StoreError, UserSystemError
 from user_system.core.versions import check_version
 
 APART_S = 5.0
@@ -54,9 +54,14 @@ def examine(directory: Path) -> list[Finding]:
     return [finding for look in LOOKS for finding in look(patient)]
 
 
+_REFUSED = "Ask for a new line of `user-system enrol create` at the head, and join with it."
+_ELSEWHERE = "See the logs at the head; the error is from there."
+
+
 def _bad(what: str, error: UserSystemError) -> Finding:
     found = error.what if error.got is None else f"{error.what} ({error.got})"
-    return Finding(what, found, False, error.todo)
+    refused = isinstance(error, SecurityError)
+    return Finding(what, found, False, error.todo or (_REFUSED if refused else _ELSEWHERE))
 
 
 def _credentials(patient: Patient) -> Iterator[Finding]:
