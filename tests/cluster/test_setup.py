@@ -203,5 +203,12 @@ def test_what_changed(tmp_path) -> None:
     assert before.changed(more) == {"edge-lab-2", "world-arm-1"}
 
 
+def test_the_manifest_to_begin_with_is_a_good_one() -> None:
+    manifest = load_manifest(DEMO.with_name("lab.yaml"))
+    assert (manifest.remote_hosts, manifest.page_secure) == (["lab-1"], True)
+    (world, agent) = Composer(manifest, RunDir(Path("/r"), Path("/s")), PORTS, (0,)).remote("lab-1")
+    assert (world.remote, agent.config.link.fresh) == (True, "head.lab.example:7002")
+
+
 def test_the_version_is_the_heads(tmp_path) -> None:
     assert made(tmp_path).version == user_system.__version__

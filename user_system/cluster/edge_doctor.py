@@ -18,7 +18,7 @@ from user_system.cluster import census, dial, setup, spools
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
-from user_system.core.errors import SecurityError, StoreError, UserSystemError
+from user_system.core.errors import ConfigError, SecurityError, StoreError, UserSystemError
 from user_system.core.versions import check_version
 
 APART_S = 5.0
@@ -37,6 +37,15 @@ class Patient:
     link: LinkConfig
     reached: bool = True
     """Whether the hub can be spoken to, as far as anybody looked."""
+
+    @property
+    def offers(self) -> bool:
+        """Whether learners draw from a replay shard of this host, as far as it last ran."""
+        try:
+            kinds = {p.kind for p in setup.decode(self.home.setup.read_bytes()).processes}
+        except (FileNotFoundError, ConfigError):
+            return False  # a look of its own says so
+        return "offer" in kinds
 
 
 Look = Callable[[Patient], Iterator[Finding]]
@@ -82,6 +91,8 @@ def _endpoints(patient: Patient) -> Iterator[Finding]:
     if patient.link.kind != "direct":
         return
     endpoints = {"hub": patient.link.hub, "replay": patient.link.replay}
+    if patient.offers:
+        endpoints["reader"] = patient.link.reader
     for name, endpoint in (*endpoints.items(), ("fresh", patient.link.fresh)):
         try:
             host, _ = probing.split_endpoint(endpoint)

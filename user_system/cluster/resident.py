@@ -155,7 +155,7 @@ class Resident:
                 return saved
             if error is not None and _final(error):
                 raise error
-            if error is not None and time.monotonic() - said > SAY_S:
+            if not saved and error is not None and time.monotonic() - said > SAY_S:
                 said = time.monotonic()
                 self._say(f"waits for the head at {self._file.facts.hub}: {error}")
             time.sleep(POLL_S)
