@@ -287,9 +287,15 @@ def test_an_answer_of_before_the_change_changes_nothing(life) -> None:
 
 
 def test_a_directory_in_use_is_refused(tmp_path) -> None:
-    census.Record("m", os.getpid(), census.created()).write(tmp_path)
-    with pytest.raises(ConfigError, match=f"runs already; got process {os.getpid()}"):
-        resident.clear(tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        census.Record("m", other.pid, census.created(other.pid)).write(tmp_path)
+        with pytest.raises(ConfigError, match=f"runs already; got process {other.pid}"):
+            resident.clear(tmp_path)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_what_a_killed_life_left_is_ended(tmp_path) -> None:

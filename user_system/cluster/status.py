@@ -27,6 +27,11 @@ class RobotView:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def invite(host: str) -> str:
+    """Return what a person does to have a robot host join."""
+    return f"`user-system enrol create {host}` here, and there what it prints"
+
+
 @dataclass(frozen=True)
 class HostView:
     """One robot host."""
@@ -50,7 +55,7 @@ class HostView:
         if self.trouble:
             return self.trouble
         if self.link == "awaited":
-            return f"user-system enrol create {self.name}, then `user-system edge join` there"
+            return invite(self.name)
         return "" if self.current else "takes the new setup at the end of an episode"
 
 

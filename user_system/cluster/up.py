@@ -211,7 +211,7 @@ def _live(
         return 128 + interrupt.number
     progress.say("all processes serve")
     for host in manifest.remote_hosts:
-        progress.say(f"robot host {host}: if it has not joined yet, user-system enrol create {host}")
+        progress.say(f"robot host {host} runs by itself; to have it join: {status.invite(host)}")
     with status.Looker(run.root) as looker:
         view = _watch(manifest, supervisor, looker, interrupt, progress)
         if view is not None:
