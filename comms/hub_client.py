@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -172,6 +173,7 @@ class HubAttachment:
         self._answers: OrderedDict[str, pb.Answer | None] = OrderedDict()
         self._figures = dict.fromkeys(("events", "repeated", "assignments", "noted"), 0.0)
         self.connected = False
+        self._heard = time.monotonic()
 
     def start(self) -> None:
         """Start to dial."""
@@ -210,10 +212,11 @@ class HubAttachment:
             self._send(pb.HostEvent(answer=answer))
 
     def stats(self) -> dict[str, float]:
-        """Return counters since the start, and what still waits to be heard."""
+        """Return counters since the start, what waits to be heard, and how long the hub is silent."""
         with self._lock:
             waiting = {"wants": float(len(self._wants)), "reports": float(len(self._reports))}
-            up = {"connected": float(self.connected)}
+            heard = {"silence_s": time.monotonic() - self._heard}
+            up = {"connected": float(self.connected), **heard}
             return {**self._figures, **waiting, **up, **self._link.stats()}
 
     def _send(self, event: pb.HostEvent) -> None:
@@ -251,6 +254,7 @@ class HubAttachment:
 
     def _take(self, call: Call[pb.HubEvent]) -> None:
         for event in listen(call, "the hub", self._silence_s):
+            self._heard = time.monotonic()
             if not self.connected:  # its first words say that we are in service
                 self.connected = True
                 self._link.up()

@@ -204,7 +204,7 @@ def doctor(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: ingest, loop or replay.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: ingest, loop, net or replay.")],
     as_json: Json = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="Only these figures.")

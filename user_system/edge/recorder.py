@@ -18,6 +18,9 @@ from user_system.edge.effects import Finish
 from user_system.edge.messages import Assignment
 from user_system.edge.wire import Telemetry
 
+BACKLOG = 256
+"""Fragments that may wait for the head before an episode opens a new epoch."""
+
 
 class Putting(Protocol):
     """The spool as the loop sees it."""
@@ -45,7 +48,7 @@ class Recorder:
         backlog: fragments that may wait for the head before an episode opens a new epoch.
     """
 
-    def __init__(self, adder: Adder, spool: Putting, backlog: int = 256):
+    def __init__(self, adder: Adder, spool: Putting, backlog: int = BACKLOG):
         self.adder, self._spool, self._backlog = adder, spool, backlog
         self._open: tuple[Telemetry, Segment] | None = None
         self._waiting: collections.deque[Fragment] = collections.deque()

@@ -13,7 +13,9 @@ from user_system.core.errors import ConfigError
 
 __all__ = ["Options", "Result", "names", "run"]
 
-BENCHES = {name: f"user_system.cluster.bench.{name}" for name in ("ingest", "loop", "replay")}
+BENCHES = {
+    name: f"user_system.cluster.bench.{name}" for name in ("ingest", "loop", "net", "replay")
+}
 """Name -> module with ``IDS`` and ``measure(options) -> Iterator[Figure]``."""
 
 

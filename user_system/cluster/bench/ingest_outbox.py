@@ -31,12 +31,13 @@ class Factory:
 
     Args:
         producer: its name.
+        shape: of the one image.
     """
 
-    def __init__(self, producer: str):
+    def __init__(self, producer: str, shape: tuple[int, int, int] = SHAPE):
         rng = np.random.Generator(np.random.SFC64(5))
-        size = int(np.prod(SHAPE))
-        self._pool = np.frombuffer(rng.bytes((_POOL + 1) * size), np.uint8).reshape(-1, *SHAPE)
+        size = int(np.prod(shape))
+        self._pool = np.frombuffer(rng.bytes((_POOL + 1) * size), np.uint8).reshape(-1, *shape)
         self._states = rng.standard_normal((_POOL + 1, STATE), np.float32)
         self._stamps = np.arange(EPISODE + 1, dtype=np.int64) * PERIOD_NS
         self._step = _step(producer)
@@ -108,16 +109,17 @@ class Outbox:
 
     Args:
         producer: whose fragments these are.
+        shape: of their image.
     """
 
-    def __init__(self, producer: str):
+    def __init__(self, producer: str, shape: tuple[int, int, int] = SHAPE):
         self.producer = producer
         self.sent: list[Sent] = []
         """By sequence."""
         self.flood = False
         """Whether there is always one more."""
         self.refused: list[Refused] = []
-        self._factory = Factory(producer)
+        self._factory = Factory(producer, shape)
         self._news = threading.Condition()
         self._acked = self._seen = 0
 

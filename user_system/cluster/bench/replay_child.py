@@ -37,10 +37,18 @@ class Child:
         module: what it runs, with a ``main`` that calls ``serve``.
         directory: where it logs to.
         name: what to call it.
+        popen: starts it, on this host unless said otherwise.
     """
 
-    def __init__(self, module: str, directory: Path, name: str):
+    def __init__(
+        self,
+        module: str,
+        directory: Path,
+        name: str,
+        popen: "Callable[..., subprocess.Popen[bytes]]" = subprocess.Popen,
+    ):
         self.name = name
+        self._popen = popen
         self._argv = [sys.executable, "-m", module]
         self._log = directory / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,7 +57,7 @@ class Child:
     def __enter__(self) -> "Child":
         environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
         with self._log.open("ab") as errors:
-            self._process = subprocess.Popen(
+            self._process = self._popen(
                 self._argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
