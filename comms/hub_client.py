@@ -212,7 +212,7 @@ class HubAttachment:
             self._send(pb.HostEvent(answer=answer))
 
     def stats(self) -> dict[str, float]:
-        """Return counters since the start, what waits to be heard, and how long the hub is silent."""
+        """Return counters since the start, what waits, and the time since the hub was heard."""
         with self._lock:
             waiting = {"wants": float(len(self._wants)), "reports": float(len(self._reports))}
             heard = {"silence_s": time.monotonic() - self._heard}

@@ -43,7 +43,7 @@ class Place:
 
 
 class Head:
-    """A replay process that serves inside a ``with`` block; there need be no hub, which it survives.
+    """A replay process that serves inside a ``with`` block, and a hub where one is wanted.
 
     Args:
         directory: of its certificates, store and log.

@@ -120,6 +120,8 @@ class Host:
         self.books = Books()
         self._name = ""
         self._hz = 0.0
+        self._episode_ns = 0
+        """When the newest episode began."""
         self._depths: list[tuple[int, float]] = []
         self._closing = threading.Event()
         self._spool: Spool | None = None
@@ -178,6 +180,21 @@ class Host:
     def waiting(self) -> int:
         """Return how many fragments wait for the head."""
         return self.books.waiting
+
+    def episode_after(self, at_ns: int, timeout_s: float = 60.0) -> int:
+        """Return when the next episode begins after a moment: what is live lies there.
+
+        An outage opens an epoch at an episode, so that little of what piled up is in front of it.
+
+        Raises:
+            LinkError: none did in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._episode_ns > at_ns:
+                return self._episode_ns
+            time.sleep(POLL_S)
+        raise LinkError(f"no episode began in {timeout_s:.0f} s")
 
     def back(self, since_ns: int, timeout_s: float) -> dict[str, float]:
         """Return after how many seconds each lane worked again that stood still at a moment.
@@ -248,6 +265,8 @@ class Host:
             behind = epoch and spool.backlog(self._name, epoch) > BACKLOG
             if not epoch or (count % EPISODE == 0 and behind):
                 epoch, sequence = spool.begin_epoch(self._name), 0
+            if count % EPISODE == 0:
+                self._episode_ns = time.monotonic_ns()
             made = factory.make(count)
             header = replace(made.header, epoch=epoch, sequence=sequence)
             self._put(spool, replace(made, header=header))
@@ -275,7 +294,8 @@ def main() -> None:
     """Do what is asked for."""
     host = Host()
     questions = (
-        host.connect, host.begin, host.delays, host.backlog, host.waiting, host.back, host.end,
+        host.connect, host.begin, host.delays, host.backlog, host.waiting, host.episode_after,
+        host.back, host.end,
     )  # fmt: skip
     try:
         serve({question.__name__: question for question in questions})
