@@ -5,10 +5,11 @@ python -m user_system.cluster.bench.ingest_producer
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from comms.experience_client import ExperienceClient
+from comms.tunnel import Tunnel
 from user_system.cluster import dial
 from user_system.cluster.bench.ingest_outbox import Outbox, Sent
 from user_system.cluster.bench.replay_child import serve
@@ -39,7 +40,7 @@ class Producer:
         """
         config = load(LinkConfig, link)
         self._box = Outbox(config.name)
-        way = self._stack.enter_context(dial.tunnel(config))
+        way = self._stack.enter_context(self.tunnel(config))
         self._client = ExperienceClient(way, self._box, config.name)
         self._client.start()
         self._stack.callback(self._client.close)
@@ -48,6 +49,10 @@ class Producer:
             if time.monotonic() > deadline:
                 raise LinkError(f"no connection to the replay in {timeout_s:.0f} s")
             time.sleep(POLL_S)
+
+    def tunnel(self, config: LinkConfig) -> "closing[Tunnel]":
+        """Return the way to the head."""
+        return dial.tunnel(config)
 
     def begin(self, hz: float, at_ns: int) -> None:
         """Submit ``hz`` fragments per second, the first at ``at_ns``; 0: as credit allows."""

@@ -34,7 +34,7 @@ class Child:
     """A process that answers questions inside a ``with`` block, which ends it.
 
     Args:
-        module: what it runs, with a ``main`` that calls ``serve``.
+        module: what it runs, with a ``main`` that calls ``serve``; arguments may follow it.
         directory: where it logs to.
         name: what to call it.
         popen: starts it, on this host unless said otherwise.
@@ -49,7 +49,7 @@ class Child:
     ):
         self.name = name
         self._popen = popen
-        self._argv = [sys.executable, "-m", module]
+        self._argv = [sys.executable, "-m", *module.split()]
         self._log = directory / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
