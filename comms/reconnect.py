@@ -1,23 +1,28 @@
 """Staying connected: one thread that holds a session, and dials again when it breaks.
 
 Waits between attempts have full jitter under a doubling cap, so that robots which lost the head
-together do not come back together.
+together do not come back together. Where there is no connection it is gRPC that dials, with waits
+and jitter of its own (``comms.tunnel``), and an attempt asks nobody: then it is made again soon, so
+that a connection that is there again is used at once.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
+from random import Random
 
 import grpc
 
-from comms.status import received
+from comms.status import received, unreached
 from user_system.core.errors import UserSystemError
 from user_system.core.supervise import Backoff
 
 log = logging.getLogger(__name__)
 
 _BASE_S, _CAP_S, _QUIET_S = 0.1, 1.0, 5.0
+_DIALLING_S = 0.5
+"""Longest wait while there is no connection."""
 
 
 class Reconnecting:
@@ -35,6 +40,7 @@ class Reconnecting:
         self._name = name
         self._session = session
         self._backoff = backoff or Backoff(_BASE_S, _CAP_S, _QUIET_S)
+        self._rng = Random()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._sessions = 0
         self._errors = 0
@@ -62,18 +68,21 @@ class Reconnecting:
 
     def _run(self) -> None:
         while not self.closing.is_set():
-            started = time.monotonic()
+            started, dialling = time.monotonic(), False
             self._sessions += 1
             try:
                 self._session()
             except grpc.RpcError as error:
+                dialling = unreached(error)
                 self._down(received(error, f"keep {self._name} connected"))
             except UserSystemError as error:
+                dialling = unreached(error)
                 self._down(error)
             except Exception:  # top of a thread: it is told, counted, and tried again, with waits
                 self._errors += 1
                 log.exception("%s: unforeseen error", self._name)
-            self.closing.wait(self._backoff.died(time.monotonic() - started))
+            wait = self._backoff.died(time.monotonic() - started)
+            self.closing.wait(min(wait, self._rng.uniform(0, _DIALLING_S)) if dialling else wait)
 
     def _down(self, error: UserSystemError) -> None:
         """Say it once per outage, not once per attempt."""

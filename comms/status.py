@@ -68,6 +68,19 @@ def abort(context: grpc.ServicerContext, error: UserSystemError) -> NoReturn:
     raise error
 
 
+def unreached(error: BaseException | None) -> bool:
+    """Whether a call, or what ``received`` made of it, failed for want of a connection.
+
+    The other side has then not been asked: what it answers carries a kind.
+    """
+    if isinstance(error, UserSystemError):
+        error = error.__cause__
+    if not isinstance(error, grpc.RpcError) or not isinstance(error, grpc.Call):
+        return False
+    told = KIND in dict(error.trailing_metadata() or ())
+    return error.code() is grpc.StatusCode.UNAVAILABLE and not told
+
+
 def received(error: grpc.RpcError, what: str) -> UserSystemError:
     """Return what a failed call means.
 

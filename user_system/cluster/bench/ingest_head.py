@@ -68,12 +68,17 @@ class Head:
         for host in self._hosts:
             authority.issue(host, Role.ROBOT)
         self._hub, self._replay, self._fresh = self._place.endpoints()
+        listen = self._place.address
         try:
             if self._with_hub:
                 schedule = ScheduleConfig()
-                told = HubHostConfig(self.link(HUB), "bench", self._directory / "hub", schedule)
+                told = HubHostConfig(
+                    self.link(HUB), "bench", self._directory / "hub", schedule, listen=listen
+                )
                 self._serve(HUB, dump(told))
-            config = ReplayHostConfig(self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {})
+            config = ReplayHostConfig(
+                self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {}, listen=listen
+            )
             self._serve(NAME, dump(config))
         except BaseException:
             self._end(0.0)
