@@ -1,12 +1,10 @@
-"""The head's own processes on a store and with certificates of its own, as every run has it."""
+"""The head's own processes on a store and with certificates of its own, as every run has them."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +12,14 @@ from typing import Any
 
 from comms.authority import Authority
 from comms.credentials import Role
+from user_system.cluster.bench.started import Popen, Started
 from user_system.cluster.configs import HubHostConfig, LinkConfig, ReplayHostConfig
 from user_system.cluster.parse import dump
-from user_system.cluster.process import PARENT_VARIABLE, READY_VARIABLE, write_private
-from user_system.core.errors import LinkError
+from user_system.cluster.process import write_private
 from user_system.core.schedule import ScheduleConfig
 from user_system.replay.store import Store
 
 NAME, HUB = "replay", "hub"
-UP_S, DOWN_S = 30.0, 30.0
-POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Place:
     """Where a head is: this machine's loopback, or a host of a lab."""
 
     address: str = "127.0.0.1"
-    popen: "Callable[..., subprocess.Popen[bytes]]" = subprocess.Popen
+    popen: Popen = subprocess.Popen
     port: int = 0
     """First of three ports; 0: whatever is free on the loopback."""
 
@@ -49,7 +45,7 @@ class Head:
         directory: of its certificates, store and log.
         hosts: names of the robot hosts that may send.
         place: where it runs.
-        hub: whether there is a hub all the same.
+        hub: whether there is a hub.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class Head:
         self._pki = directory / "pki"
         self._place = place or Place()
         self._hub = self._replay = self._fresh = ""
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._started = Started(directory, self._place.popen)
 
     def __enter__(self) -> "Head":
         authority = Authority.open(self._pki)
@@ -71,17 +67,15 @@ class Head:
         listen = self._place.address
         try:
             if self._with_hub:
-                schedule = ScheduleConfig()
-                told = HubHostConfig(
-                    self.link(HUB), "bench", self._directory / "hub", schedule, listen=listen
-                )
-                self._serve(HUB, dump(told))
-            config = ReplayHostConfig(
+                home = self._directory / "hub"
+                hub = HubHostConfig(self.link(HUB), "bench", home, ScheduleConfig(), listen=listen)
+                self._serve(HUB, dump(hub))
+            replay = ReplayHostConfig(
                 self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {}, listen=listen
             )
-            self._serve(NAME, dump(config))
+            self._serve(NAME, dump(replay))
         except BaseException:
-            self._end(0.0)
+            self.__exit__(None, None, None)
             raise
         return self
 
@@ -91,7 +85,7 @@ class Head:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end(DOWN_S)
+        self._started.__exit__(kind, error, trace)
 
     @property
     def store(self) -> Path:
@@ -100,7 +94,7 @@ class Head:
 
     def cpu_s(self) -> float:
         """Return the processor time that its processes have taken so far."""
-        return sum(_cpu_s(process.pid) for process in self._processes)
+        return self._started.cpu_s()
 
     def link(self, name: str) -> LinkConfig:
         """Return how a peer reaches it."""
@@ -109,48 +103,10 @@ class Head:
         return LinkConfig(name=name, pki=self._pki, hub=hub, replay=self._replay, fresh=fresh)
 
     def _serve(self, name: str, config: Any) -> None:
-        """Start a process and wait until it serves."""
-        path, ready = self._directory / f"{name}.json", self._directory / f"{name}.ready"
+        path = self._directory / f"{name}.json"
         write_private(path, json.dumps(config))
-        variables = {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
-        with self._log(name).open("wb") as sink:
-            process = self._place.popen(
-                [sys.executable, "-m", f"user_system.cluster.{name}_host", str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env={**os.environ, **variables},
-                start_new_session=True,
-            )
-        self._processes.append(process)
-        deadline = time.monotonic() + UP_S
-        while not ready.exists():
-            if process.poll() is not None:
-                lines = self._log(name).read_text(errors="replace").strip().splitlines()
-                raise LinkError(f"the {name} process ended", got=lines[-1] if lines else "no word")
-            if time.monotonic() > deadline:
-                raise LinkError(f"the {name} process does not serve after {UP_S:.0f} s")
-            time.sleep(POLL_S)
-
-    def _log(self, name: str) -> Path:
-        return self._directory / f"{name}.log"
-
-    def _end(self, grace_s: float) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
-
-
-def _cpu_s(pid: int) -> float:
-    # The name in parentheses may hold spaces; user and system time are fields 14 and 15.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        argv = [sys.executable, "-m", f"user_system.cluster.{name}_host", str(path)]
+        self._started.start(name, argv)
 
 
 def stored(path: Path, sources: list[tuple[str, int]]) -> dict[str, int]:

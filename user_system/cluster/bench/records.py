@@ -1,7 +1,7 @@
 """What a run's replay buffer and spools hold, read beside their writers, who may be dead."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,11 +24,12 @@ class Records:
 
     Args:
         run: its directory.
+        spools: those of its robot hosts; None: of the hosts that its configs name.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, spools: Sequence[Path] | None = None):
         hosts = [read_json(path, EdgeHostConfig) for path in run.glob("config/edge-*.json")]
-        places = [host.directory / "spool" for host in hosts]
+        places = [host.directory / "spool" for host in hosts] if spools is None else spools
         self._replay = store.reader(run / "replay")
         self._spools = [Env(place, queue.KIND, queue.TABLES, readonly=True) for place in places]
         self._stack = ExitStack()
@@ -71,14 +72,18 @@ class Records:
         return found
 
     def log(self) -> list[Entry]:
-        """Return all fragments of the replay buffer, in its order.
+        """Return all fragments of the replay buffer, in its order, as a history needs them.
 
         Raises:
             DamageError: a record is not what was written.
         """
+        return [entry(fragment) for fragment in self.fragments()]
+
+    def fragments(self) -> list[Fragment]:
+        """Return all fragments of the replay buffer, in its order; raises as ``log``."""
         with self._replay.read() as txn:
             return [
-                entry(fragments.decode(bytes(value)))
+                fragments.decode(bytes(value))
                 for _, value in tables.entries(txn, self._replay, "log", 0)
             ]
 
