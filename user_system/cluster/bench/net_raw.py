@@ -38,7 +38,8 @@ def echo(lab: Lab, port: int, hz: float, size: int, seconds: float) -> list[floa
         answered: list[int] = []
         try:
             while len(answered) < count:
-                answered += [time.monotonic_ns()] * len(call.recv(4096))
+                came = len(call.recv(4096))
+                answered += [time.monotonic_ns()] * came
         except TimeoutError:
             raise LinkError(f"TCP itself did not carry {hz:g} x {size} bytes a second") from None
         sender.join()

@@ -32,7 +32,7 @@ hosts:
 robots:
   {robot}: {{kind: sim.franka, task: pick, actor: pick, rate: 1, host: {host}}}
 tasks:
-  pick: {{kind: sim.pick_cube}}
+  pick: {{kind: sim.pick_cube, config: {{max_steps: {steps}}}}}
 learners:
   rlpd: {{kind: rlpd, config: {{hidden: [128, 128]}}}}
 actors:
