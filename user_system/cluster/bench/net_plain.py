@@ -111,6 +111,14 @@ class _PlainTunnel:
         """There is no hub here."""
         raise LinkError("there is no hub here")
 
+    def trouble(self) -> str:
+        """Nothing is known to be in the way."""
+        return ""
+
+    def stats(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
