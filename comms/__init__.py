@@ -11,3 +11,9 @@ The only package that imports grpc and zmq. From the bottom up:
 - ``hub_client`` -> ``hub_service``: registry, leases, requests
 - ``mailbox``, ``fresh`` -> ``fresh_hub`` (``switchboard``, ``waker``): commands, states, previews
 """
+
+import os
+
+# Before gRPC is imported anywhere. Else its own library writes a line for every stranger whose
+# handshake fails, past all logging and as often as they like.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -14,7 +14,7 @@ hosts, never this process. Within that, each answer says how many may be under w
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -27,8 +27,10 @@ from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
 from comms.security import identify
 from comms.silence import speak
+from user_system.core.clock import WallClock
 from user_system.core.errors import LinkError, SecurityError, SpecError, StoreError, UserSystemError
 from user_system.core.ports import Ingest, Refused
+from user_system.core.throttle import Throttle
 from user_system.core.types import Parcel
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,10 @@ MAX_SOURCES = 4096
 """(producer, epoch) pairs in one Hello."""
 
 _MAX_NAME, _MAX_REASON = 255, 2000
+
+UNREAD = 256
+"""Answers that may wait for one host. It has fewer fragments under way than that, so one that has
+so many reads none of them, and is cut off."""
 
 UNHEARD = 256
 """Sequences before the next one whose refusals Welcome repeats; the credit where that is larger."""
@@ -80,18 +86,20 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         commit_ms: how long the first fragment of a group waits for others.
         commit_fragments: largest group.
         commit_bytes: decoded size of a group after which it is committed.
+        owners: producer -> the only host that may send for it; others: whoever began an epoch.
     """
 
     def __init__(
         self,
         ingest: Ingest,
         *,
+        owners: Mapping[str, str] | None = None,
         credit: int = 64,
         commit_ms: float = 0.0,
         commit_fragments: int = 64,
         commit_bytes: int = 16 << 20,
     ):
-        self._ingest = ingest
+        self._ingest, self._hosts = ingest, owners or {}
         self._credit = credit
         self._pacing = Pacing(Limits(least=min(2, credit), most=credit))
         self._commit_s = commit_ms / 1000
@@ -108,6 +116,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             ("fragments", "bytes", "commits", "commit_ms", "refused", "gaps", "store_errors"), 0.0
         )
         self._figures["credit"] = float(credit)
+        # A host can send what is refused as fast as its line: neither fills the disk with lines.
+        self._lines = Throttle(WallClock(), 5.0, 50.0)
 
     def register(self, server: grpc.Server) -> None:
         """Add the methods to ``server``."""
@@ -189,7 +199,27 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             )
         if len(first.hello.sources) > MAX_SOURCES:
             raise SpecError("too many sources", got=len(first.hello.sources), allowed=MAX_SOURCES)
+        for source in first.hello.sources:
+            _require_source(source)
         return first.hello
+
+    def _anothers(self, host: str, producer: str) -> bool:
+        """Whether a producer is a robot of another host; one that no manifest names is nobody's."""
+        return self._hosts.get(producer, host) != host
+
+    def _require_host(self, peer: Peer, producer: str) -> None:
+        """Refuse what a host sends in the name of a robot that is another's.
+
+        Raises:
+            SecurityError: it is not the host of that robot.
+        """
+        if self._anothers(peer.name, producer):
+            raise SecurityError(
+                f"host {peer.name!r} sends for a robot that is not its own",
+                got=producer,
+                allowed=", ".join(r for r, host in self._hosts.items() if host == peer.name),
+                todo="Did the robot move to another host? Then what is left here must be adopted.",
+            )
 
     def _adopt(self, stream: "_Stream") -> None:
         """Make ``stream`` the one of its host; an older one is what a broken link left behind."""
@@ -202,9 +232,11 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             older.end(LinkError("this host has dialled again"))
 
     def _welcome(self, hello: pb.Hello) -> pb.ReplayMessage:
-        for source in hello.sources:
-            _require_source(source)
-        strange = [self._ingest.strange(s.producer, s.epoch, s.boot) for s in hello.sources]
+        strange = [
+            self._anothers(hello.host, s.producer)
+            or self._ingest.strange(s.producer, s.epoch, s.boot)
+            for s in hello.sources
+        ]
         strangers = [s for s, is_one in zip(hello.sources, strange, strict=True) if is_one]
         ours = [s for s, is_one in zip(hello.sources, strange, strict=True) if not is_one]
         if strangers:
@@ -238,6 +270,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
                         return
                     arrival = _Arrival.of(stream, part)
                     if arrival.key[:2] not in sources:
+                        self._require_host(stream.peer, arrival.key[0])
                         # One that is no source must end this stream, not the commit of all hosts.
                         self._ingest.expected(*arrival.key[:2])
                         sources.add(arrival.key[:2])
@@ -372,6 +405,10 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         pending: list[Parcel] = []
         for arrival in group:
             content = _content(arrival.part)
+            if isinstance(content, Refused) and self._lines.take(arrival.stream.peer.name):
+                log.warning(
+                    "fragment %d of %s: %s", content.sequence, content.producer, content.reason
+                )
             if isinstance(content, Parcel):
                 pending.append(content)
                 continue
@@ -425,6 +462,8 @@ class _Stream:
 
     def answer(self, message: pb.ReplayMessage, count: int) -> None:
         """Send an answer to ``count`` fragments."""
+        if self.outgoing.qsize() >= UNREAD:
+            self.end(LinkError(f"host {self.peer.name!r} does not read its answers"))
         self.outgoing.put(message)
         self._credit.release(count)
 
@@ -469,7 +508,6 @@ def _content(part: pb.Fragment | pb.Lost) -> Parcel | Refused:
             return wire.fragment_from_proto(part)
         except UserSystemError as error:
             refused = _named(part, str(error))
-    log.warning("fragment %d of %s: %s", refused.sequence, refused.producer, refused.reason)
     return refused
 
 

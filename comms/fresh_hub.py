@@ -12,7 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from comms.credentials import AllowList, Credentials, Peer
-from comms.mailbox import Message, decode, encode
+from comms.doorway import PATIENCE_S
+from comms.mailbox import KIND_OF, Message, Parcel, decode, encode
 from comms.pb import fresh_pb2 as pb
 from comms.switchboard import Session, Switchboard
 from comms.tunnel import limit_queues
@@ -43,6 +44,7 @@ class FreshHub:
             names a robot keeps it.
         on_message: is told of each accepted state, command and stop, in the lane's own thread; must
             be quick.
+        refused: is told of who was refused what, at most once a second; must be quick.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class FreshHub:
         *,
         owner: Callable[[str], str | None] | None = None,
         on_message: Callable[[Peer, Message], None] | None = None,
+        refused: Callable[[Peer, str], None] = lambda peer, what: None,
     ):
+        self._refused = refused
         self._credentials, self._allow, self._address = credentials, allow, address
         self._board = Switchboard(owner, on_message)
         self._own: SimpleQueue[Message] = SimpleQueue()
@@ -83,6 +87,8 @@ class FreshHub:
         limit_queues(self._router)
         # An unreachable or busy peer is an error to act on, not a message lost without a word.
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A stranger has no longer than this; it holds a file of this process meanwhile.
+        self._router.setsockopt(zmq.HANDSHAKE_IVL, int(PATIENCE_S * 1000))
         self._router.setsockopt(zmq.CURVE_SERVER, 1)
         self._router.setsockopt(zmq.CURVE_SECRETKEY, self._credentials.curve_secret)
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"fresh")
@@ -177,16 +183,30 @@ class FreshHub:
             if message is None:
                 self._figures["malformed"] += 1
                 continue
-            try:
-                self._board.receive(frames[0].bytes, self._peer(frames[2]), message)
-            except SecurityError as error:
-                self._figures["denied"] += 1
-                if time.monotonic() >= self._quiet_until:
-                    log.warning("fresh lane: %s", error)
-                    self._quiet_until = time.monotonic() + _TICK_S
-            except Exception:  # top of a request: one bad message must not silence the lane
-                self._figures["errors"] += 1
+            self._take(frames[0].bytes, frames[2], message)
+
+    def _take(self, identity: bytes, frame: Any, message: Parcel) -> None:
+        peer = None
+        try:
+            peer = self._peer(frame)
+            self._board.receive(identity, peer, message)
+        except SecurityError as error:
+            self._figures["denied"] += 1
+            if self._may_complain():
+                log.warning("fresh lane: %s", error)
+                if peer is not None:
+                    self._refused(peer, f"fresh {KIND_OF[type(message)]}")
+        except Exception:  # top of a request: one bad message must not silence the lane
+            self._figures["errors"] += 1
+            if self._may_complain():
                 log.exception("message on the fresh lane failed")
+
+    def _may_complain(self) -> bool:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _TICK_S
+        return True
 
     def _peer(self, frame: Any) -> Peer:
         """Return who is behind a connection: ZAP tied its key to every message."""

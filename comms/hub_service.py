@@ -29,6 +29,9 @@ _QUEUE = 1024
 _ANSWER_S = 10.0
 """How long ``ask`` may take where the caller set no deadline, and at most."""
 
+MAX_TEXT = 500
+"""Characters of a name, an id or a reason: they are kept, written down and shown."""
+
 PROBE_MAX = 256 << 10
 """Bytes of a probe in either direction."""
 
@@ -154,18 +157,21 @@ class HubService(hub_pb2_grpc.HubServicer):
         self, request: pb.ClaimRequest, context: grpc.ServicerContext
     ) -> pb.Lease:
         """Give a lease."""
+        _check_texts(request)
         return self._handler.claim(_person(context, request.operator), request)
 
     def Renew(  # noqa: N802 (gRPC's name)
         self, request: pb.LeaseRef, context: grpc.ServicerContext
     ) -> pb.Lease:
         """Prolong a lease."""
+        _check_texts(request)
         return self._handler.renew(_person(context, request.operator), request)
 
     def Yield(  # noqa: N802 (gRPC's name)
         self, request: pb.LeaseRef, context: grpc.ServicerContext
     ) -> pb.YieldReply:
         """Take a lease back."""
+        _check_texts(request)
         self._handler.yield_(_person(context, request.operator), request)
         return pb.YieldReply()
 
@@ -173,6 +179,7 @@ class HubService(hub_pb2_grpc.HubServicer):
         self, request: pb.Request, context: grpc.ServicerContext
     ) -> pb.Answer:
         """Pass a wish to a robot's session."""
+        _check_texts(request)
         peer = _person(context, request.operator)
         if peer.role is Role.VIEWER and request.event != Event.ESTOP:
             raise SecurityError(
@@ -284,6 +291,13 @@ class _HostStream:
             self.end(LinkError("unforeseen error at the hub; see its log"))
         finally:
             self.end(None)
+
+
+def _check_texts(request: pb.ClaimRequest | pb.LeaseRef | pb.Request) -> None:
+    """Refuse texts without end, before anything is done."""
+    for field, value in request.ListFields():
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise SpecError(f"{field.name} is too long", got=len(value), allowed=MAX_TEXT)
 
 
 def _person(context: grpc.ServicerContext, operator: str) -> Peer:

@@ -30,7 +30,13 @@ KINDS: dict[str, type] = {
 }
 """Field of ``Fresh`` -> class."""
 
-_FIELDS = {kind: field for field, kind in KINDS.items()}
+MAX_BYTES = 8 << 20
+"""Bytes that may wait in one mailbox: a few pictures of every robot that one peer looks at."""
+
+MAX_NAME = 255
+"""Characters of a name of a robot, camera, person or policy."""
+
+KIND_OF = {kind: field for field, kind in KINDS.items()}
 _MS = 1_000_000
 
 
@@ -55,7 +61,7 @@ def key_of(message: Parcel) -> str:
 def encode(message: Parcel) -> list[bytes]:
     """Return the two frames of a message: key and content."""
     fresh = pb.Fresh()
-    getattr(fresh, _FIELDS[type(message)]).CopyFrom(message)
+    getattr(fresh, KIND_OF[type(message)]).CopyFrom(message)
     return [key_of(message).encode(), fresh.SerializeToString()]
 
 
@@ -74,6 +80,7 @@ def decode(content: bytes) -> Parcel | None:
 class _Waiting:
     message: Parcel
     expires_ns: int | None
+    size: int
 
 
 class Mailbox:
@@ -81,10 +88,12 @@ class Mailbox:
 
     Args:
         limit: keys that may wait; one more pushes out the key that waits longest.
+        max_bytes: the same for what they hold together.
     """
 
-    def __init__(self, limit: int = 1024):
-        self._limit = limit
+    def __init__(self, limit: int = 1024, max_bytes: int = MAX_BYTES):
+        self._limit, self._max_bytes = limit, max_bytes
+        self._bytes = 0
         self._news = threading.Condition()
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._stops: deque[pb.Stop] = deque()
@@ -112,7 +121,7 @@ class Mailbox:
                 key, waiting = next(iter(self._waiting.items()))
                 if waiting.expires_ns is None or now < waiting.expires_ns:
                     return waiting.message
-                del self._waiting[key]
+                self._drop(key)
                 self._expired += 1
             return None
 
@@ -126,7 +135,7 @@ class Mailbox:
             key = key_of(message)
             waiting = self._waiting.get(key)
             if waiting is not None and waiting.message is message:
-                del self._waiting[key]
+                self._drop(key)
 
     def take_all(self, timeout_s: float) -> list[Parcel]:
         """Wait until something is there and return all of it, stops first; [] on timeout."""
@@ -153,11 +162,16 @@ class Mailbox:
         if isinstance(message, pb.OperatorCommand):
             expires = time.monotonic_ns() + message.valid_ms * _MS
         # A key keeps its place in the line, so that a chatty one cannot starve the others.
-        self._replaced += key in self._waiting
-        self._waiting[key] = _Waiting(message, expires)
-        if len(self._waiting) > self._limit:
-            self._waiting.popitem(last=False)
+        older = self._waiting.get(key)
+        self._replaced += older is not None
+        waiting = self._waiting[key] = _Waiting(message, expires, message.ByteSize())
+        self._bytes += waiting.size - (older.size if older is not None else 0)
+        while len(self._waiting) > self._limit or self._bytes > self._max_bytes:
+            self._drop(next(iter(self._waiting)))
             self._pushed_out += 1
+
+    def _drop(self, key: str) -> None:
+        self._bytes -= self._waiting.pop(key).size
 
     def _put_stop(self, message: pb.Stop) -> None:
         """A stop that says the same as one that waits adds nothing: so the line is bounded."""

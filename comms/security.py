@@ -24,11 +24,17 @@ from comms.credentials import (
     parse,
     subject,
 )
+from comms.doorway import Doorway
 from comms.status import abort
 from comms.wallet import Wallet
+from user_system.core.clock import WallClock
 from user_system.core.errors import LinkError, SecurityError, UserSystemError
+from user_system.core.throttle import Throttle
 
 log = logging.getLogger(__name__)
+
+Decode = Callable[[bytes], Any]
+"""A message from its bytes."""
 
 EVERYBODY = frozenset(Role)
 PEOPLE = frozenset({Role.OPERATOR, Role.ENGINEER, Role.SERVICE})
@@ -50,6 +56,8 @@ RULES: Mapping[str, frozenset[Role]] = {
     # Who joins has no certificate yet: the page asks for it.
     "/user_system.v1.Enrolment/Join": frozenset({Role.SERVICE}),
     "/user_system.v1.Enrolment/Renew": EVERYBODY,
+    # What people do on the page, which the hub does not see by itself.
+    "/user_system.v1.Audit/Note": frozenset({Role.SERVICE}),
     "/user_system.v1.Experience/Stream": frozenset({Role.ROBOT}),
     "/user_system.v1.Experience/Label": frozenset({Role.LEARNER, Role.SERVICE, Role.ENGINEER}),
     "/user_system.v1.Experience/Stats": EVERYBODY,
@@ -129,14 +137,30 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     Who was let in stays watched while its call lives: when its certificate ceases to count,
     all its streams are ended, whatever service they belong to.
 
+    The caller is judged before its request is read: a method of one request is served as one of a
+    stream of requests, which is the same on the wire. And requests are decoded here: where gRPC is
+    to do it, a call whose request cannot be decoded is kept until its connection ends.
+
     Args:
         allow: who is enrolled.
         rules: method -> roles; the module's table unless a test brings its own.
+        doorway: what one caller may take of the server.
+        refused: is told of who was refused what, at most once a second for each caller.
     """
 
-    def __init__(self, allow: AllowList, rules: Mapping[str, frozenset[Role]] = RULES):
+    def __init__(
+        self,
+        allow: AllowList,
+        rules: Mapping[str, frozenset[Role]] = RULES,
+        doorway: Doorway | None = None,
+        refused: Callable[[Peer, str], None] = lambda peer, method: None,
+    ):
         self._allow = allow
         self._rules = rules
+        self._doorway = doorway or Doorway()
+        self._refused = refused
+        # Who is refused can be refused thousands of times a second: the log must not fill a disk.
+        self._lines = Throttle(WallClock(), 1.0, 1.0)
         self._denied = 0
         self._failed = 0
         self._cut = 0
@@ -147,10 +171,12 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     def start(self) -> None:
         """Begin to watch calls."""
         self._watcher.start()
+        self._doorway.start()
 
     def close(self) -> None:
         """Stop watching; idempotent."""
         self._closing.set()
+        self._doorway.close()
         if self._watcher.is_alive():
             self._watcher.join()
 
@@ -164,20 +190,18 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        coders = (handler.request_deserializer, handler.response_serializer)
+        streamed: bool = handler.request_streaming
+        decode: Decode = handler.request_deserializer or bytes
+        coders = (None, handler.response_serializer)
         if handler.response_streaming:
             inner: Any = (
                 handler.stream_stream if handler.request_streaming else handler.unary_stream
             )
-            streaming = self._streaming(method, inner)
-            if handler.request_streaming:
-                return grpc.stream_stream_rpc_method_handler(streaming, *coders)
-            return grpc.unary_stream_rpc_method_handler(streaming, *coders)
+            streaming = self._streaming(method, inner, streamed, decode)
+            return grpc.stream_stream_rpc_method_handler(streaming, *coders)
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        single = self._single(method, inner)
-        if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(single, *coders)
-        return grpc.unary_unary_rpc_method_handler(single, *coders)
+        single = self._single(method, inner, streamed, decode)
+        return grpc.stream_unary_rpc_method_handler(single, *coders)
 
     def stats(self) -> dict[str, float]:
         """Return how many calls were refused, failed unforeseen, or were cut."""
@@ -185,6 +209,7 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             "denied": float(self._denied),
             "failed": float(self._failed),
             "cut": float(self._cut),
+            **self._doorway.stats(),
         }
 
     def _check(self, method: str, context: grpc.ServicerContext) -> Shown:
@@ -196,7 +221,9 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         if peer.role in roles and admitted:
             return shown
         self._denied += 1
-        log.warning("refused %s to %s (%s)", method, peer.name, peer.role.value)
+        if self._lines.take(peer.name):
+            log.warning("refused %s to %s (%s)", method, peer.name, peer.role.value)
+            self._refused(peer, method)
         if not admitted and self._allow.holds(peer):
             raise SecurityError(
                 f"{peer.name!r} is enrolled with another certificate by now",
@@ -246,16 +273,22 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             # Between the check and this line the list may have changed, and been looked at.
             if not self._allow.admits(shown):
                 raise SecurityError(f"{shown.peer.name!r} was revoked")
-            yield
+            with self._doorway.enter(shown.peer):
+                yield
         finally:
             self._calls.pop(key, None)
 
     def _single(
-        self, method: str, inner: Callable[[Any, grpc.ServicerContext], Any]
-    ) -> Callable[[Any, grpc.ServicerContext], Any]:
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
+        self,
+        method: str,
+        inner: Callable[[Any, grpc.ServicerContext], Any],
+        streamed: bool,
+        decode: Decode,
+    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Any]:
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             try:
                 with self._watched(method, context):
+                    request = self._request(requests, context, streamed, decode, every=True)
                     return inner(request, context)
             except UserSystemError as error:
                 abort(context, error)
@@ -268,11 +301,16 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         return call
 
     def _streaming(
-        self, method: str, inner: Callable[[Any, grpc.ServicerContext], Iterator[Any]]
-    ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
-        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self,
+        method: str,
+        inner: Callable[[Any, grpc.ServicerContext], Iterator[Any]],
+        streamed: bool,
+        decode: Decode,
+    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Iterator[Any]]:
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
                 with self._watched(method, context):
+                    request = self._request(requests, context, streamed, decode, every=False)
                     yield from inner(request, context)
             except UserSystemError as error:
                 abort(context, error)
@@ -283,9 +321,24 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
 
         return call
 
+    def _request(
+        self,
+        requests: Iterator[bytes],
+        context: grpc.ServicerContext,
+        streamed: bool,
+        decode: Decode,
+        *,
+        every: bool,
+    ) -> Any:
+        """Return what the method itself takes: one request, or the messages as they come."""
+        if streamed:
+            return self._doorway.requests(requests, context, decode, every=every)
+        return self._doorway.request(requests, context, decode)
+
     def _crash(self, method: str, context: grpc.ServicerContext) -> None:
         self._failed += 1
-        log.exception("unforeseen error in %s", method)
+        if self._lines.take(method):
+            log.exception("unforeseen error in %s", method)
         context.abort(grpc.StatusCode.INTERNAL, f"unforeseen error in {method}; see the log there")
 
 

@@ -1,14 +1,15 @@
 """Listening for gRPC: mutual TLS always, the role table before every method, limits everywhere."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol
 
 import grpc
 
-from comms.credentials import AllowList, Credentials
+from comms.credentials import AllowList, Credentials, Peer
+from comms.doorway import PATIENCE_S, WORKERS, Doorway
 from comms.security import Gatekeeper, server_credentials
 from comms.tunnel import CHANNEL_OPTIONS
 from comms.wallet import Wallet, as_wallet
@@ -16,12 +17,27 @@ from user_system.core.errors import MissingError
 
 log = logging.getLogger(__name__)
 
+CONNECTIONS = 1024
+"""Open at once on one port, strangers in the midst of a handshake included."""
+
+STREAMS = 128
+"""Calls at once on one connection."""
+
 _OPTIONS = [
     *CHANNEL_OPTIONS,
     # Without this two processes could share a port, and a port in use would go unnoticed.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Whoever connects says who it is soon, and nobody can keep more connections than there are
+    # files to be had: those of a stranger end with the time for their handshake.
+    ("grpc.server_handshake_timeout_ms", int(PATIENCE_S * 1000)),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS),
+    ("grpc.max_concurrent_streams", STREAMS),
+    ("grpc.max_metadata_size", 16 << 10),
+    # Messages come as they are: one of 16 MiB could unpack to a thousand times as much, and is
+    # measured before it is unpacked only. What is worth packing is packed by us, with its size.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
 ]
 
 
@@ -90,7 +106,9 @@ def serve(
     credentials: Credentials | Wallet,
     allow: AllowList,
     address: str = "127.0.0.1:0",
-    workers: int = 64,
+    workers: int = WORKERS,
+    doorway: Doorway | None = None,
+    refused: Callable[[Peer, str], None] = lambda peer, method: None,
 ) -> Server:
     """Start to listen.
 
@@ -101,11 +119,13 @@ def serve(
         address: ``host:port``; port 0 takes a free one, see ``Server.port``.
         workers: calls at once; a stream counts as one for as long as it lives. One more is
             refused with RESOURCE_EXHAUSTED instead of waiting unheard.
+        doorway: what one caller may take of these.
+        refused: is told of who was refused which method.
 
     Raises:
         MissingError: the address is in use or not of this host.
     """
-    gate = Gatekeeper(allow)
+    gate = Gatekeeper(allow, doorway=doorway, refused=refused)
     server = grpc.server(
         ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
         interceptors=[gate],

@@ -14,22 +14,45 @@ Nothing waits for a slow peer: each has a mailbox in which the newest message of
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from comms.credentials import Peer, Role
-from comms.mailbox import Mailbox, Message, Parcel
+from comms.mailbox import KIND_OF, MAX_NAME, Mailbox, Message, Parcel
 from comms.pb import fresh_pb2 as pb
 from comms.security import PEOPLE
 from user_system.core.errors import SecurityError
 
 MAX_PEERS = 256
+MAX_SESSIONS = 8
+"""Connections of one peer; another one takes the place of the one not heard of for longest."""
 MAX_ROBOTS = 4096
+MAX_HELD = 64
+"""Stops of one peer that wait for hosts that are away; a person's are for a few robots."""
+MAX_CAMERAS = 16
+"""Cameras of one robot that people look at: whoever looks keeps the newest picture of each."""
+MAX_PICTURE = 512 << 10
+"""Bytes of a picture."""
+MAX_DIMENSIONS = 256
+"""Numbers in one action."""
 GONE_S = 5.0
 """A peer that has not said hello for so long is forgotten."""
 
 _ROBOT = frozenset({Role.ROBOT})
 _WATCHERS = PEOPLE | {Role.VIEWER}
+
+RULES: Mapping[str, frozenset[Role]] = {
+    # Whose states it hears, or which robots it speaks for; see ``_hello`` for the latter.
+    "hello": _ROBOT | _WATCHERS,
+    "command": PEOPLE,
+    # Anybody who is somebody and looks at robots may stop one.
+    "stop": _WATCHERS,
+    "state": _ROBOT,
+    "preview": _ROBOT,
+    # The hub's own; it does not come in by a socket.
+    "announcement": frozenset(),
+}
+"""What a ``Fresh`` carries -> roles that may send it to the hub. Everything else is refused."""
 
 
 @dataclass
@@ -70,11 +93,13 @@ class Switchboard:
         on_message: Callable[[Peer, Message], None] | None,
     ):
         self._first_come: dict[str, str] = {}
+        self._cameras: dict[str, set[str]] = {}
         self._owner = owner
         self._on_message = on_message or (lambda peer, message: None)
         self._versions: dict[str, _Version] = {}
         self._hosts: dict[str, Session] = {}
-        self._held: OrderedDict[str, pb.Stop] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], pb.Stop] = OrderedDict()
+        """(robot, who asked) -> the stop that waits for its host."""
         self._undeliverable = 0
         self.sessions: dict[bytes, Session] = {}
 
@@ -105,27 +130,30 @@ class Switchboard:
         if session is not None and session.peer != peer:
             # Peers may choose the identity of their connection: this one is somebody else's by now.
             self.forget(session)
+        _check_sizes(peer, message)
+        kind = KIND_OF[type(message)]
+        _require(peer, RULES.get(kind, frozenset()), f"send a {kind}")
         match message:
             case pb.FreshHello():
                 self._hello(identity, peer, message)
                 return
             case pb.OperatorCommand():
-                _require(peer, PEOPLE, "send commands")
                 if peer.role is Role.OPERATOR and message.operator != peer.name:
                     raise SecurityError(
                         f"{peer.name!r} commands in another name", got=repr(message.operator)
                     )
                 self._to_host(message.robot, message)
             case pb.Stop():
-                _require(peer, _WATCHERS, "stop robots")
-                self._to_host(message.robot, message)
+                if peer.role in (Role.OPERATOR, Role.VIEWER):
+                    # Whatever name it bears: a stop is not refused for that, and nobody is blamed.
+                    message.operator = peer.name
+                self._to_host(message.robot, message, peer.name)
             case pb.RobotState() | pb.Preview():
-                _require(peer, _ROBOT, "send states")
                 if not self._owns(peer, message.robot):
                     raise SecurityError(f"{peer.name!r} is not the host of {message.robot!r}")
+                if isinstance(message, pb.Preview):
+                    self._check_picture(peer, message)
                 self._to_viewers(message)
-            case pb.Announcement():
-                raise SecurityError(f"{peer.name!r} may not announce; only the hub does")
         if not isinstance(message, pb.Preview):
             self._on_message(peer, message)
 
@@ -158,7 +186,7 @@ class Switchboard:
             del self._hosts[robot]
         for message in session.mailbox.take_all(0.0):
             if isinstance(message, pb.Stop):
-                self._to_host(message.robot, message)
+                self._to_host(message.robot, message, "")
 
     def _hello(self, identity: bytes, peer: Peer, hello: pb.FreshHello) -> None:
         if hello.role == "robot":
@@ -169,8 +197,7 @@ class Switchboard:
             raise SecurityError(f"{peer.name!r} names too many robots", allowed=MAX_ROBOTS)
         session = self.sessions.get(identity)
         if session is None:
-            if len(self.sessions) >= MAX_PEERS:
-                raise SecurityError(f"no room for {peer.name!r}", allowed=f"{MAX_PEERS} peers")
+            self._make_room(peer)
             session = self.sessions[identity] = Session(identity, peer)
             self._tell(session)
         session.seen = time.monotonic()
@@ -180,17 +207,34 @@ class Switchboard:
         else:
             session.hears, session.sees = robots, frozenset(hello.previews)
 
+    def _make_room(self, peer: Peer) -> None:
+        """Have one more connection of a peer find a place; none of another peer pays for it."""
+        own = [session for session in self.sessions.values() if session.peer == peer]
+        if len(own) >= MAX_SESSIONS:
+            self.forget(min(own, key=lambda session: session.seen))
+        if len(self.sessions) >= MAX_PEERS:
+            raise SecurityError(f"no room for {peer.name!r}", allowed=f"{MAX_PEERS} peers")
+
     def _speak_for(self, session: Session, robots: frozenset[str]) -> None:
         own = {robot for robot in robots if self._owns(session.peer, robot)}
         for robot in [r for r, host in self._hosts.items() if host is session and r not in own]:
             del self._hosts[robot]
         for robot in own:
             self._hosts[robot] = session
-            if robot in self._held:
-                session.mailbox.put(self._held.pop(robot))
+            for key in [held for held in self._held if held[0] == robot]:
+                session.mailbox.put(self._held.pop(key))
         if own != robots:
             name, others = session.peer.name, sorted(robots - own)[:4]
             raise SecurityError(f"{name!r} is not the host of all it speaks for", got=others)
+
+    def _check_picture(self, peer: Peer, preview: pb.Preview) -> None:
+        cameras = self._cameras.setdefault(preview.robot, set())
+        if len(cameras) >= MAX_CAMERAS and preview.camera not in cameras:
+            raise SecurityError(f"{peer.name!r} shows too many cameras", allowed=MAX_CAMERAS)
+        if len(preview.jpeg) > MAX_PICTURE:
+            got = len(preview.jpeg)
+            raise SecurityError(f"{peer.name!r} shows no picture", got=got, allowed=MAX_PICTURE)
+        cameras.add(preview.camera)
 
     def _owns(self, peer: Peer, robot: str) -> bool:
         if self._owner is not None:
@@ -199,16 +243,22 @@ class Switchboard:
             return False
         return self._first_come.setdefault(robot, peer.name) == peer.name
 
-    def _to_host(self, robot: str, message: Message) -> None:
+    def _to_host(self, robot: str, message: Message, by: str = "") -> None:
+        """Put a message into the mailbox of a robot's host; a stop waits for one that is away."""
         session = self._hosts.get(robot)
         if session is not None:
             session.mailbox.put(message)
         elif isinstance(message, pb.Stop):
-            self._held[robot] = message
-            while len(self._held) > MAX_ROBOTS:
-                self._held.popitem(last=False)
+            self._hold((robot, by), message)
         else:
             self._undeliverable += 1
+
+    def _hold(self, key: tuple[str, str], stop: pb.Stop) -> None:
+        """Keep a stop; whoever stops more robots than there can be loses its own first ones."""
+        self._held[key] = stop
+        own = [held for held in self._held if held[1] == key[1]]
+        for held in own[: -MAX_HELD if key[1] else -MAX_ROBOTS]:
+            del self._held[held]
 
     def _to_viewers(self, message: pb.RobotState | pb.Preview) -> None:
         for session in self.sessions.values():
@@ -227,10 +277,31 @@ class Switchboard:
             session.mailbox.put(announcement)
 
 
+def _check_sizes(peer: Peer, message: Parcel) -> None:
+    """Refuse what is kept and grows without need: names without end, actions that nobody has."""
+    match message:
+        case pb.FreshHello():
+            names: Iterable[str] = (*message.robots, *message.previews)
+        case pb.Preview():
+            names = (message.robot, message.camera)
+        case pb.OperatorCommand() | pb.Stop():
+            names = (message.robot, message.operator)
+        case pb.RobotState():
+            names = (message.robot,)
+        case pb.Announcement():
+            names = ()
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME:
+        raise SecurityError(f"{peer.name!r} names too long", got=longest, allowed=MAX_NAME)
+    if isinstance(message, pb.OperatorCommand) and len(message.action) > MAX_DIMENSIONS:
+        got = len(message.action)
+        raise SecurityError(f"{peer.name!r} sends no action", got=got, allowed=MAX_DIMENSIONS)
+
+
 def _require(peer: Peer, roles: frozenset[Role], what: str) -> None:
     if peer.role not in roles:
         raise SecurityError(
             f"{peer.name!r} may not {what}",
             got=f"role {peer.role.value}",
-            allowed=", ".join(sorted(roles)),
+            allowed=", ".join(sorted(roles)) or "nobody",
         )

@@ -19,7 +19,12 @@ MODULES |= {"jsonpickle", "pickle5", "telnetlib"}
 CALLS = {"eval", "exec", "compile", "builtins.eval", "builtins.exec", "os.system", "os.popen"}
 CALLS |= {"torch.load", "torch.save", "numpy.save", "np.save"}
 CALLS |= {f"yaml.{kind}load{every}" for kind in ("", "unsafe_", "full_") for every in ("", "_all")}
-CALLS |= {"ssl._create_unverified_context"}
+CALLS |= {"ssl._create_unverified_context", "np.loads", "numpy.loads", "np.fromregex"}
+CALLS |= {"torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "pandas.read_pickle"}
+CALLS |= {"types.FunctionType", "types.CodeType", "ctypes.pythonapi", "runpy.run_path"}
+CALLS |= {"tarfile.open", "shutil.unpack_archive", "zipfile.ZipFile", "xml.dom.minidom.parse"}
+CHECKED = {"np.load": "allow_pickle", "numpy.load": "allow_pickle"}
+"""Call -> argument that must say, in so many words, that no code is read."""
 
 
 def violations(source: str) -> list[str]:
@@ -35,6 +40,8 @@ def violations(source: str) -> list[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             found += [name] if name in CALLS else []
+            if (word := CHECKED.get(name)) and word not in {k.arg for k in node.keywords}:
+                found.append(f"{name}() without {word}=False")
             for word in node.keywords:
                 on = not (isinstance(word.value, ast.Constant) and word.value.value is False)
                 if word.arg in {"allow_pickle", "shell", "weights_only"} and on:
@@ -64,6 +71,11 @@ def test_no_unsafe_deserialiser(path):
         "subprocess.run('ls', shell=True)",
         "socket.recv_pyobj()",
         "import marshal as m",
+        "np.load(path)",
+        "torch.jit.load(path)",
+        "pandas.read_pickle(path)",
+        "from types import FunctionType, CodeType",
+        "tarfile.open(path).extractall()",
     ],
 )
 def test_the_search_finds(source):
@@ -72,7 +84,13 @@ def test_the_search_finds(source):
 
 @pytest.mark.parametrize(
     "source",
-    ["yaml.safe_load(text)", "re.compile('x')", "model.eval()", "subprocess.run(['ls'])"],
+    [
+        "yaml.safe_load(text)",
+        "np.load(path, allow_pickle=False)",
+        "re.compile('x')",
+        "model.eval()",
+        "subprocess.run(['ls'])",
+    ],
 )
 def test_the_search_leaves_alone(source):
     assert not violations(source)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from user_system.cli_audit import audit
 from user_system.cli_edge import edge_app
 from user_system.cli_replay import replay_app, table
 from user_system.cli_store import add_to
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 plugins_app = typer.Typer(help="Plugins that are installed.", no_args_is_help=True)
 robots_app = typer.Typer(help="Robots of a run, and the kinds there are.", no_args_is_help=True)
+app.command("audit")(audit)
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(robots_app, name="robots")
 app.add_typer(edge_app, name="edge")
@@ -97,6 +99,7 @@ def status(run: Run = None, as_json: Json = False) -> None:
     if view.hosts:
         table(progress.HOST_HEADINGS, [progress.host_cells(host) for host in view.hosts])
     print(f"page: {found.record.page}")
+    print(f"audit log: {view.audit_records} records, head {view.audit_head}")
 
 
 @app.command()

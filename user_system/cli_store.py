@@ -144,10 +144,15 @@ def delete(
     who: Annotated[str, typer.Option(help="Your name; else the one you are logged in by.")] = "",
 ) -> None:
     """Remove an episode for good; `compact` then takes its bytes off the disk as well."""
+    from user_system.cluster import auditing
+    from user_system.core.deeds import Deed
     from user_system.replay.store import Store as Writer
 
     with Writer(store).open() as writer:
         count = writer.delete(episode, who=who or getpass.getuser(), why=why)
+    # The store's own books have it already; the run's log is where somebody will look for it.
+    pki = store.resolve().parent / "pki"
+    auditing.note(pki, Deed.REPLAY_DELETE, episode=episode, why=why, on_behalf_of=who)
     print(f"{store}: {count} fragments of {episode} removed; `compact` takes them off the disk")
 
 

@@ -261,7 +261,7 @@ class StatusQuery(_message.Message):
     def __init__(self) -> None: ...
 
 class SystemStatus(_message.Message):
-    __slots__ = ("run", "phase", "robots", "processes", "policy_version", "figures", "evaluations", "curve", "hosts")
+    __slots__ = ("run", "phase", "robots", "processes", "policy_version", "figures", "evaluations", "curve", "hosts", "audit_records", "audit_head")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +278,8 @@ class SystemStatus(_message.Message):
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HEAD_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     robots: _containers.RepeatedCompositeFieldContainer[RobotStatus]
@@ -287,7 +289,9 @@ class SystemStatus(_message.Message):
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     curve: _containers.RepeatedCompositeFieldContainer[CurvePoint]
     hosts: _containers.RepeatedCompositeFieldContainer[HostStatus]
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotStatus, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[ProcessReport, _Mapping]]] = ..., policy_version: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostStatus, _Mapping]]] = ...) -> None: ...
+    audit_records: int
+    audit_head: str
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotStatus, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[ProcessReport, _Mapping]]] = ..., policy_version: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostStatus, _Mapping]]] = ..., audit_records: _Optional[int] = ..., audit_head: _Optional[str] = ...) -> None: ...
 
 class HostStatus(_message.Message):
     __slots__ = ("name", "remote", "link", "last_seen_s", "boot", "version", "current", "trouble", "figures")

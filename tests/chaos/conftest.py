@@ -41,6 +41,8 @@ class Size:
     spool_kills: int = 4
     quotas: int = 3
     slow_s: float = 2.0
+    frames: int = 3000
+    replays: int = 60
 
 
 PROMISED = Size(
@@ -54,6 +56,8 @@ PROMISED = Size(
     spool_kills=150,
     quotas=20,
     slow_s=15.0,
+    frames=100_000,
+    replays=1000,
 )
 
 

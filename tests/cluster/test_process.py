@@ -1,6 +1,7 @@
 """First and last things of every process: config in, signals, one error line, exit status."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -154,3 +155,35 @@ def test_private_files_are_whole_and_private(tmp_path) -> None:
     assert path.read_text() == "two"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_flood_of_lines_is_a_few_and_says_how_many_were_left_out() -> None:
+    quiet = process.Quiet()
+    written = []
+    for number in range(1000):
+        record = logging.LogRecord("n", 30, "f", 1, "refused %s", (f"peer-{number}",), None)
+        if quiet.filter(record):
+            written.append(record.getMessage())
+    assert 50 <= len(written) <= 60
+    other = logging.LogRecord("n", 30, "f", 1, "something else", (), None)
+    assert quiet.filter(other)
+    quiet._lines.forgive("n refused %s")
+    late = logging.LogRecord("n", 30, "f", 1, "refused %s", ("peer-x",), None)
+    assert quiet.filter(late)
+    assert late.getMessage() == f"refused peer-x (and {1000 - len(written)} more of this kind)"
+
+
+def test_what_a_peer_says_cannot_look_like_a_line_of_the_log() -> None:
+    said = "x\n2026-01-01 00:00:00,000 I hub: all is well\x1b[2J\u202e"
+    record = logging.LogRecord("hub", 30, "f", 1, "refused %s", (said,), None)
+    text = process.Plain("%(levelname).1s %(message)s").format(record)
+    assert "\n" not in text
+    assert text.isprintable()
+    assert "\\n2026-01-01" in text
+    try:
+        raise ValueError(said)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    lines = process.Plain("%(message)s").format(record).splitlines()
+    assert len(lines) > 2
+    assert all(line.startswith("  ") and line.isprintable() for line in lines[1:])

@@ -45,6 +45,7 @@ def test_records_chain_and_survive_reopening(log, path):
 @pytest.mark.parametrize("how", ["change", "remove", "swap", "insert", "rehash"])
 def test_every_kind_of_tampering_is_named(log, path, victim, how):
     fill(log)
+    log.close()
     lines = path.read_text().splitlines(keepends=True)
     if how == "change":
         lines[victim] = lines[victim].replace("ann", "eve")

@@ -119,6 +119,7 @@ class Composer:
             ),
             lifetime_s=self.manifest.security.lifetime_s,
             listen=self.manifest.tunnel.listen,
+            owners=self._owners,
             setups=self.run.setups,
             join_facts=self.join_facts,
         )
@@ -133,6 +134,7 @@ class Composer:
             size_bytes=self.manifest.replay.size_bytes,
             reserve_bytes=self.manifest.replay.reserve_bytes,
             codecs=self.manifest.replay.codecs,
+            owners=self._owners,
             listen=self.manifest.tunnel.listen,
         )
         ports = (self.ports.replay,)
@@ -155,6 +157,10 @@ class Composer:
             # It works for learners, so it has their place behind the robots.
             nice=max(entry.nice for entry in self.manifest.learners.values()),
         )
+
+    @property
+    def _owners(self) -> dict[str, str]:
+        return {name: robot.host for name, robot in self.manifest.robots.items()}
 
     @property
     def _draws_remotely(self) -> bool:

@@ -79,6 +79,8 @@ class HubHostConfig:
     """Of the certificates that it signs."""
     listen: str = "127.0.0.1"
     """Address that it listens on, at the ports of ``link``."""
+    owners: Mapping[str, str] | None = None
+    """Robot -> the only host that may speak for it; None: whoever comes first."""
     setups: Path | None = None
     """Directory with what each remote host is to run: ``<host>.json``."""
     join_facts: JoinFacts | None = None
@@ -95,6 +97,8 @@ class ReplayHostConfig:
     size_bytes: int
     reserve_bytes: int
     codecs: Mapping[str, Literal["raw", "zstd", "jpeg"]]
+    owners: Mapping[str, str]
+    """Robot -> the only host that may send what it recorded; of others anybody's is taken."""
     listen: str = "127.0.0.1"
     """Address that it listens on, at the port of ``link``."""
 

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from comms.audit import AuditService
 from comms.authority import Authority
 from comms.enrolment import EnrolmentService
 from comms.fresh_hub import FreshHub
@@ -32,12 +33,20 @@ def main(config: HubHostConfig, life: Life) -> None:
             token_floor=int(time.time()),
             schedule=config.schedule,
             setups=config.setups,
+            owners=config.owners,
         ),
         WallClock(),
         stop=lambda message: fresh.send(message),
         announce=lambda now: fresh.announce(now.policy, now.version, now.hash, now.age_s),
     )
-    fresh = FreshHub(wallet(), allow, fresh_address, owner=hub.owner, on_message=hub.heard)
+    fresh = FreshHub(
+        wallet(),
+        allow,
+        fresh_address,
+        owner=hub.owner,
+        on_message=hub.heard,
+        refused=hub.refused,
+    )
     fresh.start()
     hub.open()
     authority = Authority.open(config.link.pki, config.lifetime_s)
@@ -47,9 +56,10 @@ def main(config: HubHostConfig, life: Life) -> None:
         HubService(hub),
         WeightService(hub.weights),
         EnrolmentService(enrolments),
+        AuditService(hub.noted),
     ]
     address = dial.listening(config.listen, config.link.hub)
-    with serve(services, credentials=wallet, allow=allow, address=address):
+    with serve(services, credentials=wallet, allow=allow, address=address, refused=hub.refused):
         life.ready()
         while not life.stop.wait(TICK_S):
             hub.tick()

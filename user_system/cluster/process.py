@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from user_system.cluster.parse import read_json
+from user_system.core.clock import WallClock
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
+from user_system.core.throttle import Throttle
 
 C = TypeVar("C")
 
@@ -120,6 +123,59 @@ def write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+class Plain(logging.Formatter):
+    """Writes each record as one line, with what belongs to it indented below.
+
+    What a peer says of itself is quoted in many lines: it must not look like a line of its own, nor
+    tell a terminal what to do.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the library's name)
+        """Return the line of a record."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the library's name)
+        """Return a traceback, indented."""
+        lines = super().formatException(ei).splitlines()
+        return "\n".join("  " + printable(line) for line in lines)
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for all that is no picture of its own."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_KINDS = 1024
+"""Kinds of lines whose left out ones are counted."""
+
+
+class Quiet(logging.Filter):
+    """Lets a line of one kind through fifty times at once, then once a second.
+
+    What somebody outside can cause, they can cause thousands of times a second; no log may fill a
+    disk by it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = Throttle(WallClock(), 1.0, 50.0)
+        self._left_out: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is written; one that follows some that were not says so."""
+        kind = f"{record.name} {record.msg}"[:500]
+        if not self._lines.take(kind):
+            self._left_out[kind] += 1
+            if len(self._left_out) > _KINDS:
+                self._left_out.clear()
+            return False
+        if left_out := self._left_out.pop(kind, 0):
+            record.msg = f"{record.msg} (and {left_out} more of this kind)"
+        return True
+
+
 def begin() -> Life:
     """Do what a launcher cannot safely do between fork and exec: fate and priority.
 
@@ -162,9 +218,11 @@ def run(main: Callable[[C, Life], None], config_type: type[C]) -> None:
     """Run a composition root: ``python -m user_system.cluster.<kind>_host CONFIG.json``."""
     logging.basicConfig(
         level=os.environ.get("USER_SYSTEM_LOG", "INFO"),
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Quiet())
+        handler.setFormatter(Plain("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     life = begin()
     life.watch()

@@ -25,9 +25,10 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     address = dial.listening(config.listen, config.link.replay)
     check_space(config.directory, config.reserve_bytes)
     store = make_store(config)
+    service = ExperienceService(store, owners=config.owners)
     with (
         store.open(create=True),
-        serve([ExperienceService(store)], credentials=wallet, allow=allow, address=address),
+        serve([service], credentials=wallet, allow=allow, address=address),
         dial.tunnel(config.link) as way,
     ):
         life.ready()

@@ -43,6 +43,7 @@ def make(view: View, journal: Sequence[Mapping[str, Any]], *, seed: int, wall_s:
         "evaluations": list(view.evaluations),
         "figures": dict(sorted(figures.items())),
         "robots": {r.name: dict(sorted(r.figures.items())) for r in view.robots},
+        "audit": {"records": view.audit_records, "head": view.audit_head},
         "versions": versions(),
     }
 

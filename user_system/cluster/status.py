@@ -72,6 +72,9 @@ class View:
     evaluations: tuple[dict[str, float], ...]
     processes: dict[str, dict[str, float]]
     hosts: tuple[HostView, ...] = ()
+    audit_records: int = 0
+    audit_head: str = ""
+    """Hash of the newest record of the audit log."""
 
     @property
     def awaited(self) -> list[str]:
@@ -153,4 +156,6 @@ def view_of(status: hub_pb2.SystemStatus) -> View:
             )
             for h in status.hosts
         ),
+        audit_records=status.audit_records,
+        audit_head=status.audit_head,
     )

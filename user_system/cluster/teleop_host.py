@@ -1,5 +1,6 @@
 """The page's process: people's view of the run and their hands in it."""
 
+from comms.audit import AuditClient
 from comms.credentials import read
 from comms.enrolment import EnrolmentClient
 from comms.fresh import FreshPeer
@@ -33,6 +34,7 @@ def main(config: TeleopHostConfig, life: Life) -> None:
             fresh=fresh,
             # An invitation's secret never travels in the open.
             enrolment=EnrolmentClient(way) if config.tls else None,
+            note=AuditClient(way).note,
         )
         bundle = config.link.pki / f"{config.link.name}.pem"
         certificate = bundle if config.tls else None

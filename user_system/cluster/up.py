@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from user_system.cluster import (
+    auditing,
     enrol,
     layout,
     machine,
@@ -39,6 +40,7 @@ from user_system.cluster.parse import dump, read_json
 from user_system.cluster.process import write_private
 from user_system.cluster.progress import Progress
 from user_system.cluster.tree import Problems
+from user_system.core.deeds import Deed
 from user_system.core.errors import ConfigError, LinkError
 from user_system.core.schedule import Phase
 from user_system.hub.schedule import read_journal
@@ -115,6 +117,13 @@ def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
         shutil.copy(source.file, folder / "manifest.yaml")
         kept = Source(str(folder / "manifest.yaml"), source.settings)
         write_private(folder / SOURCE, json.dumps(dump(kept)))
+    auditing.note(
+        prepared.run.pki,
+        Deed.SETTINGS,
+        file=source.file,
+        settings=" ".join(source.settings),
+        how="resumed" if resume else "started",
+    )
     return prepared
 
 

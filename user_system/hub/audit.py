@@ -1,20 +1,26 @@
 """Who did what that mattered: an append-only file of hash-chained JSON lines.
 
 Each record holds the hash of the one before, so a line that was changed, removed or put in between
-breaks the chain and ``verify`` names it. What a chain alone cannot show is a cut-off end; whoever
-needs that keeps ``head`` elsewhere (it is in ``stats`` of the log's owner and in every backup).
+breaks the chain and ``verify`` names it. What a chain alone cannot show is a cut-off end; so
+``head`` is shown elsewhere: in ``user-system status``, in the report of a run, and at the end of
+``user-system audit``, which compares it with the one that is asked for by ``--head``.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from user_system.core.deeds import Deed
 from user_system.core.durable import sync
 from user_system.core.errors import DamageError, StoreError
+
+MAX_LINE = 1 << 16
+"""Bytes of a record; the largest real one has a few hundred."""
 
 GENESIS = "0" * 64
 """What the first record names as the hash before it."""
@@ -34,12 +40,25 @@ def verify(path: Path) -> tuple[int, str]:
         DamageError: naming the first line that is not what was written.
     """
     count, previous = 0, GENESIS
-    if not path.exists():
-        return count, previous
-    for line in path.read_bytes().splitlines(keepends=True):
-        previous = _follow(path, line, count, previous)["hash"]
-        count += 1
+    for record in records(path):
+        count, previous = count + 1, record["hash"]
     return count, previous
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records in order, each one checked against those before it.
+
+    Raises:
+        DamageError: naming the first line that is not what was written.
+    """
+    if not path.exists():
+        return
+    previous = GENESIS
+    with path.open("rb") as file:
+        for count, line in enumerate(iter(lambda: file.readline(MAX_LINE), b"")):
+            record = _follow(path, line, count, previous)
+            previous = record["hash"]
+            yield record
 
 
 def _follow(path: Path, line: bytes, count: int, previous: str) -> dict[str, Any]:
@@ -47,7 +66,7 @@ def _follow(path: Path, line: bytes, count: int, previous: str) -> dict[str, Any
     try:
         record: dict[str, Any] = json.loads(line)
         genuine = (
-            line.endswith(b"\n")
+            line == _line(record)
             and record["sequence"] == count
             and record["previous"] == previous
             and record["hash"] == record_hash(record)
@@ -57,6 +76,20 @@ def _follow(path: Path, line: bytes, count: int, previous: str) -> dict[str, Any
     if not genuine:
         raise DamageError(f"{where} does not follow from the one before: it was tampered with")
     return record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """Return a record as it stands in the file; one that only means the same was changed."""
+    return json.dumps(record, sort_keys=True).encode() + b"\n"
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StoreError(
+            f"another process writes to the audit log {path}", todo="End the run first."
+        ) from error
 
 
 class Audit:
@@ -81,15 +114,22 @@ class Audit:
 
         Raises:
             DamageError: a record was tampered with; the hub must not go on as if nothing was.
+            StoreError: another process writes to it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._set_torn_end_aside()
-        self._count, self._head = verify(self._path)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            _lock(descriptor, self._path)
+            torn = self._set_torn_end_aside()
+            self._count, self._head = verify(self._path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
         self._size = os.fstat(self._descriptor).st_size
         sync(self._path.parent)
         if torn:
-            self.write("audit.torn", "", bytes=torn)
+            self.write(Deed.TORN, "", bytes=torn)
 
     def write(self, action: str, who: str, **details: Any) -> str:
         """Append one record, on disk when this returns; return its hash.
@@ -109,7 +149,7 @@ class Audit:
                 "previous": self._head,
             }
             record["hash"] = record_hash(record)
-            self._append(self._descriptor, json.dumps(record, sort_keys=True).encode() + b"\n")
+            self._append(self._descriptor, _line(record))
             self._count, self._head = self._count + 1, record["hash"]
             return self._head
 
@@ -124,6 +164,11 @@ class Audit:
     def head(self) -> str:
         """Hash of the newest record."""
         return self._head
+
+    @property
+    def count(self) -> int:
+        """Number of records."""
+        return self._count
 
     def stats(self) -> dict[str, float]:
         """Return the number of records."""

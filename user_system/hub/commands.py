@@ -19,6 +19,7 @@ _REMEMBERED = 1024
 
 @dataclass
 class _Pending:
+    robot: str
     answered: threading.Event = field(default_factory=threading.Event)
     answer: Answer | None = None
     askers: int = 0
@@ -48,9 +49,9 @@ class Wishes:
         with self._lock:
             self._figures["asked"] += 1
             known = self._answers.get(request.id)
-            if known is not None:
+            if known is not None and known.robot == request.robot:
                 return known
-            pending = self._pending.setdefault(request.id, _Pending())
+            pending = self._pending.setdefault(request.id, _Pending(request.robot))
             pending.askers += 1
         try:
             return self._wait(request, pending, time.monotonic() + timeout_s)
@@ -61,10 +62,10 @@ class Wishes:
                     self._pending.pop(request.id, None)
 
     def answer(self, answer: Answer) -> None:
-        """Take an answer in; the first one to an id counts."""
+        """Take an answer in; the first one to an id counts, if the robot asked has given it."""
         with self._lock:
             pending = self._pending.get(answer.id)
-            if pending is None or pending.answer is not None:
+            if pending is None or pending.answer is not None or pending.robot != answer.robot:
                 return
             self._answers[answer.id] = answer
             if len(self._answers) > _REMEMBERED:

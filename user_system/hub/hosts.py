@@ -4,6 +4,7 @@ Order per robot: a grant never follows one with a greater token, and a robot at 
 assignment as soon as the schedule has one.
 """
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -19,6 +20,11 @@ from user_system.hub.schedule import Book
 from user_system.hub.weight_store import WeightStore
 
 Send = Callable[[hub_pb2.HubEvent], None]
+
+MAX_EVENT = 64 << 10
+"""Bytes of an event after the hello; the largest real one has a few hundred."""
+MAX_STEPS = 10_000_000
+"""Steps of one episode."""
 
 
 class Hosts:
@@ -60,9 +66,11 @@ class Hosts:
 
         Raises:
             ConfigError: a robot's name is used by another host.
+            SecurityError: a robot is another host's, or there are too many.
             SpecError: a robot's specification is none.
         """
         robots = []
+        self._registry.check(hello.host, [entry.name for entry in hello.robots])
         for entry in hello.robots:
             spec_from_proto(entry.spec)  # a trust boundary: what is kept from here on is sound
             robots.append(RobotRecord(entry.name, entry.spec, entry.task, entry.policy))
@@ -200,8 +208,11 @@ class HostLink:
 
         Raises:
             LinkError: it speaks for a robot that it did not announce.
+            SpecError: it is larger than any event, or a report that is none.
         """
         kind = event.WhichOneof("event")
+        if (size := event.ByteSize()) > MAX_EVENT:
+            raise SpecError(f"event of {self._host} is too large", got=size, allowed=MAX_EVENT)
         if kind == "answer":
             self._check(event.answer.robot)
             self._answered(event.answer)
@@ -236,6 +247,10 @@ def _result(report: hub_pb2.EpisodeReport) -> EpisodeResult:
             got=f"end {report.end}, purpose {report.purpose}",
             allowed=f"ends {sorted(known)}",
         )
+    steps = (report.steps, report.human_steps, *report.segments.values())
+    if max(steps) > MAX_STEPS or not math.isfinite(report.reward):
+        got = f"{max(steps)} steps, reward {report.reward}"
+        raise SpecError(f"report of episode {report.episode} is none", got=got, allowed=MAX_STEPS)
     return EpisodeResult(
         robot=report.robot,
         episode=report.episode,

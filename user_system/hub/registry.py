@@ -4,12 +4,17 @@ Memory only: a hub that restarts learns it anew, because every host dials again 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from comms.pb.types_pb2 import RobotSpec
 from user_system.core.clock import SECOND, Clock
-from user_system.core.errors import ConfigError, LinkError
+from user_system.core.errors import ConfigError, LinkError, SecurityError
+
+MAX_ROBOTS = 256
+"""Robots of one host; the hub remembers sixteen times as many."""
+MAX_NAME = 255
+"""Characters of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,15 @@ class RobotRecord:
 
 
 class Registry:
-    """Hosts and their robots. Thread-safe."""
+    """Hosts and their robots. Thread-safe.
 
-    def __init__(self, clock: Clock):
-        self._clock = clock
+    Args:
+        clock: wall clock.
+        owners: robot -> the only host that may announce it; None: whoever comes first.
+    """
+
+    def __init__(self, clock: Clock, owners: Mapping[str, str] | None = None):
+        self._clock, self._owners = clock, owners
         self._lock = threading.Lock()
         self._robots: dict[str, RobotRecord] = {}
         self._sessions: dict[str, int] = {}
@@ -48,6 +58,7 @@ class Registry:
 
         Raises:
             ConfigError: a robot's name is empty, doubled, or in use by another host that is online.
+            SecurityError: a robot is another host's, or there are more than anybody has.
         """
         now = self._clock.now_ns()
         names = [robot.name for robot in robots]
@@ -63,6 +74,15 @@ class Registry:
             session, self._next_session = self._next_session, self._next_session + 1
             self._sessions[host] = session
         return session
+
+    def check(self, host: str, names: list[str]) -> None:
+        """Make sure that a host may announce these robots, before more is read of them.
+
+        Raises:
+            ConfigError, SecurityError: as ``attach``.
+        """
+        with self._lock:
+            self._check_names(host, names)
 
     def detach(self, host: str, session: int) -> bool:
         """Mark a host's robots offline; False: another attachment has replaced this one."""
@@ -113,7 +133,20 @@ class Registry:
             }
 
     def _check_names(self, host: str, names: list[str]) -> None:
+        if len(names) > MAX_ROBOTS or len(self._robots.keys() | names) > 16 * MAX_ROBOTS:
+            raise SecurityError(
+                f"host {host!r} announces too many robots", got=len(names), allowed=MAX_ROBOTS
+            )
         for name in names:
+            if len(name) > MAX_NAME:
+                raise SecurityError("name of a robot", got=len(name), allowed=MAX_NAME)
+            if self._owners is not None and self._owners.get(name) != host:
+                raise SecurityError(
+                    f"host {host!r} announces a robot that is not its own",
+                    got=name,
+                    allowed=", ".join(r for r, of in self._owners.items() if of == host),
+                    todo="Was the manifest changed? Start the run again with it.",
+                )
             if not name or names.count(name) > 1:
                 raise ConfigError(
                     f"host {host!r} announces a robot twice or without a name",

@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import user_system
 from comms.credentials import Peer, Role
 from comms.pb import fresh_pb2, hub_pb2
 from user_system.core.clock import Clock
+from user_system.core.deeds import OF_THE_PAGE, Deed
 from user_system.core.errors import LinkError, SecurityError, StoreError
 from user_system.core.modes import Event
 from user_system.core.schedule import ScheduleConfig
@@ -53,6 +54,8 @@ class HubConfig:
     """Time without an answer after which a request is sent again, in wall s."""
     lost_after_s: float = 20.0
     """Time offline after which a robot's episode is given to others, in wall s."""
+    owners: Mapping[str, str] | None = None
+    """Robot -> the only host that may speak for it; None: whoever comes first."""
     token_floor: int = 0
     """No fencing token is below it; see ``Leases``."""
     setups: Path | None = None
@@ -89,7 +92,7 @@ class Hub:
     ):
         self._config, self._clock = config, clock
         self._stop, self._announce = stop, announce
-        self.registry = Registry(clock)
+        self.registry = Registry(clock, config.owners)
         self.audit = Audit(directory / "audit.jsonl", time.time_ns)
         self.leases = Leases(
             directory / "tokens.json",
@@ -116,6 +119,7 @@ class Hub:
         self._chores: list[Callable[[], None]] = []
         self._more: list[Callable[[], dict[str, float]]] = []
         self._complaints, self._stops = Throttle(clock, 1.0, 1.0), Throttle(clock, 1.0, 1.0)
+        self._refusals = Throttle(clock, 0.1, 10.0)
 
     def open(self) -> None:
         """Go on from what the directory holds.
@@ -172,7 +176,7 @@ class Hub:
     ) -> HostLink:
         """Enter a host with its robots and grant each its token."""
         robots = ", ".join(robot.name for robot in hello.robots)
-        self._deeds.append(("attach", peer.name, {"boot": hello.boot, "robots": robots}))
+        self._deeds.append((Deed.ATTACH, peer.name, {"boot": hello.boot, "robots": robots}))
         return self.hosts.attach(hello, send, self.wishes.answer)
 
     def claim(self, peer: Peer, request: hub_pb2.ClaimRequest) -> hub_pb2.Lease:
@@ -190,7 +194,7 @@ class Hub:
         )
         try:
             self.audit.write(
-                "force" if displaced else "claim",
+                Deed.FORCE if displaced else Deed.CLAIM,
                 request.operator,
                 robot=request.robot,
                 token=lease.token,
@@ -213,7 +217,7 @@ class Hub:
     def yield_(self, peer: Peer, request: hub_pb2.LeaseRef) -> None:
         """End a lease; the robot's agent gets a fresh, higher token."""
         self.leases.release(request.robot, request.operator, request.token)
-        self.audit.write("yield", request.operator, robot=request.robot, through=peer.name)
+        self.audit.write(Deed.YIELD, request.operator, robot=request.robot, through=peer.name)
 
     def ask(self, peer: Peer, request: hub_pb2.Request, timeout_s: float) -> hub_pb2.Answer:
         """Ask a robot's session for a mode event and wait for what it says.
@@ -231,7 +235,7 @@ class Hub:
             )
         self.leases.check(request.robot, request.operator, request.token)
         if request.event == Event.RELEASE:
-            self.audit.write("release", request.operator, robot=request.robot, through=peer.name)
+            self.audit.write(Deed.RELEASE, request.operator, robot=request.robot, through=peer.name)
         return self.wishes.ask(request, timeout_s)
 
     def setup(self, peer: Peer, query: hub_pb2.SetupQuery) -> hub_pb2.SetupReply:
@@ -256,6 +260,8 @@ class Hub:
             run=self._config.run,
             phase=self.book.phase.value,
             policy_version=newest,
+            audit_records=self.audit.count,
+            audit_head=self.audit.head,
             robots=self.board.robots(self.registry.all(), self.leases),
             processes=self.board.processes(),
             figures=self._figures(),
@@ -281,6 +287,26 @@ class Hub:
         if report.kind == LEARNER:
             self.book.behind_steps = report.figures.get("behind_steps", 0.0)
         return hub_pb2.ReportReply(phase=self.book.phase.value, env_steps=self.book.env_steps)
+
+    # --- the audit log -------------------------------------------------------------------------
+
+    def noted(self, peer: Peer, action: str, who: str, details: Mapping[str, str]) -> str:
+        """Write down what people did on the page; return the hash of the record.
+
+        Raises:
+            SecurityError: something that the hub sees for itself.
+            StoreError: the disk refused it.
+        """
+        if action not in OF_THE_PAGE:
+            raise SecurityError(
+                f"{peer.name!r} may not note {action!r}", allowed=", ".join(sorted(OF_THE_PAGE))
+            )
+        return self.audit.write(Deed(action), who, **{"through": peer.name, **details})
+
+    def refused(self, peer: Peer, what: str) -> None:
+        """Have a refusal audited by the next tick: ten at once of a caller, then one in ten s."""
+        if self._refusals.take(peer.name):
+            self._deeds.append((Deed.REFUSED, peer.name, {"role": peer.role.value, "what": what}))
 
     # --- the fresh lane ------------------------------------------------------------------------
 
@@ -316,7 +342,7 @@ class Hub:
         """Have a stop audited by the next tick: neither a slow disk nor a flood may hold one up."""
         if self._stops.take(f"{robot}/{operator}/{lane}"):
             details = {"robot": robot, "through": through, "lane": lane}
-            self._deeds.append(("estop", operator, details))
+            self._deeds.append((Deed.ESTOP, operator, details))
 
     def _check_claim(self, peer: Peer, request: hub_pb2.ClaimRequest) -> None:
         allowed = _FORCERS if request.force_reason else _CLAIMERS
@@ -342,7 +368,7 @@ class Hub:
     def _published(self, current: Current) -> None:
         self._announce(current)
         self._deeds.append(
-            ("weights", "learner", {"policy": current.policy, "version": str(current.version)})
+            (Deed.WEIGHTS, "learner", {"policy": current.policy, "version": str(current.version)})
         )
 
     def _figures(self) -> dict[str, float]:

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 
 from comms.pb import fresh_pb2, hub_pb2
 from user_system.core.clock import SECOND, Clock
+from user_system.core.errors import SpecError
 from user_system.core.schedule import Evaluation
 from user_system.hub.leases import Leases
 from user_system.hub.registry import RobotRecord
 
 _CURVE_POINTS = 300
+_PROCESSES = 256
+"""Processes remembered; the one not heard of for longest goes first."""
+_FIGURES, _TEXT = 512, 500
+"""Figures of one process, and characters of a text."""
 _FORGET_S = 60.0
 """A process that was silent for so long is left out: it was replaced or is gone."""
 
@@ -42,9 +47,20 @@ class Board:
         return (state.episode, state.step) if state is not None else ("", 0)
 
     def reported(self, report: hub_pb2.ProcessReport) -> None:
-        """Note what a process says of itself."""
+        """Note what a process says of itself.
+
+        Raises:
+            SpecError: it says more than anybody could read.
+        """
+        longest = max(map(len, (report.name, report.kind, report.note, *report.figures)))
+        if len(report.figures) > _FIGURES or longest > _TEXT:
+            got = f"{len(report.figures)} figures, the longest text of {longest}"
+            raise SpecError("report of a process is too large", got=got, allowed=_FIGURES)
         with self._lock:
+            self._reports.pop(report.name, None)
             self._reports[report.name] = _Heard(report, self._clock.now_ns())
+            while len(self._reports) > _PROCESSES:
+                del self._reports[next(iter(self._reports))]
 
     def robots(self, records: Iterable[RobotRecord], leases: Leases) -> list[hub_pb2.RobotStatus]:
         """Return the status of each robot."""

@@ -4,6 +4,7 @@
 forgotten row shows at once and an added route is never open by accident.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from http.cookies import CookieError, SimpleCookie
@@ -42,9 +43,22 @@ RULES: Mapping[tuple[str, str], Role | None] = {
 }
 """(method, path) -> the least role that may call it."""
 
+MESSAGES: Mapping[str, Role] = {
+    "alive": Role.VIEWER,
+    "ack": Role.VIEWER,
+    "follow": Role.VIEWER,
+    # Anybody who sees the page may stop a robot.
+    "estop": Role.VIEWER,
+    "command": Role.OPERATOR,
+}
+"""Message of a browser on the websocket -> the least role that may send it."""
+
 COOKIE = "user_system_session"
 MAX_BODY = 16 << 10
 """Bytes of a request; the largest real one has a few hundred."""
+
+BODY_S = 10.0
+"""Time for a whole request to come, wall s."""
 
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
@@ -144,13 +158,20 @@ def _name(host: str) -> str:
 
 
 def _limited(receive: Receive) -> Receive:
-    """Count a body that comes in pieces; the one that grows too large is cut off as if gone."""
-    total = 0
+    """Count a body that comes in pieces; one too large or too slow is cut off as if gone."""
+    total, more, until = 0, True, asyncio.get_running_loop().time() + BODY_S
 
     async def limited() -> Message:
-        nonlocal total
-        message = await receive()
+        nonlocal total, more
+        if not more:  # what waits now is whoever wants to hear that the caller went away
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
         total += len(message.get("body", b""))
+        more = bool(message.get("more_body", False))
         return {"type": "http.disconnect"} if total > MAX_BODY else message
 
     return limited

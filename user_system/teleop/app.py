@@ -45,8 +45,9 @@ falls silent rests, and waits for somebody to take over.
 """
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from user_system.core.clock import Clock, WallClock
+from user_system.core.deeds import Deed
 from user_system.core.errors import (
     ConfigError,
     LeaseError,
@@ -78,6 +80,11 @@ from user_system.teleop.door import Door
 from user_system.teleop.live import Connection, LiveConfig, Shared
 from user_system.teleop.ports import EnrolPort, FreshPort, HubPort
 from user_system.teleop.pumps import Pumps
+
+log = logging.getLogger(__name__)
+
+Note = Callable[[str, str, Mapping[str, str]], str]
+"""(action, who, details) -> hash of the record in the audit log."""
 
 _STATUS = {
     LeaseError: 409,
@@ -104,7 +111,10 @@ class TeleopConfig:
     ask_s: float = 5.0
     """Time a robot's session has to answer, in wall s."""
     logins_per_min: float = 10.0
-    """Failed logins per name, beyond which they are refused unseen."""
+    """Failed logins per name and address, beyond which they are refused unseen. By address, so that
+    whoever can reach the page cannot keep others out of it."""
+    websockets: int = 16
+    """Websockets of one person at once."""
     live: LiveConfig = field(default_factory=LiveConfig)
 
 
@@ -144,6 +154,7 @@ def make_app(
     fresh: FreshPort,
     enrolment: EnrolPort | None = None,
     clock: Clock | None = None,
+    note: Note = lambda action, who, details: "",
 ) -> FastAPI:
     """Return the page as an ASGI application; it starts with its lifespan.
 
@@ -156,10 +167,11 @@ def make_app(
         fresh: viewer on the fresh lane; started and closed by the caller.
         enrolment: client of the hub's enrolment; None: no host joins through this page.
         clock: wall clock.
+        note: writes a deed into the audit log; blocks, raises ``UserSystemError`` where it cannot.
     """
     clock = clock or WallClock()
     door = Door(config.authority, enrolment, clock)
-    page = _Pages(config, accounts, hub, fresh, door, clock)
+    page = _Pages(config, accounts, hub, fresh, door, clock, note)
     app = FastAPI(
         title="user-system", lifespan=page.lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
@@ -200,9 +212,11 @@ class _Pages:
         fresh: FreshPort,
         door: Door,
         clock: Clock,
+        note: Note,
     ):
         self._config, self._accounts, self._hub = config, accounts, hub
         self._door = door
+        self._note, self._notes = note, Throttle(clock, 1.0, 10.0)
         self.sessions = Sessions(clock)
         self._failures = Throttle(
             clock, config.logins_per_min / 60.0, max(1.0, config.logins_per_min)
@@ -256,12 +270,19 @@ class _Pages:
 
     # --- people ----------------------------------------------------------------------------------
 
-    async def login(self, body: _Login) -> Response:
+    async def login(self, request: Request, body: _Login) -> Response:
         """Begin a session."""
-        if not self._failures.take(body.operator):
+        address = request.client.host if request.client else ""
+        key = f"{address} {body.operator}"
+        if not self._failures.take(key):
             raise HTTPException(429, "too many logins; wait a minute")
-        person = self._accounts.login(body.operator, body.token)
-        self._failures.forgive(body.operator)
+        try:
+            person = self._accounts.login(body.operator, body.token)
+        except SecurityError:
+            await self._tell(Deed.LOGIN_REFUSED, body.operator, address)
+            raise
+        self._failures.forgive(key)
+        await self._tell(Deed.LOGIN, person.name, address)
         session = self.sessions.open(person)
         response = JSONResponse({"name": person.name, "role": person.role.value})
         response.set_cookie(
@@ -271,7 +292,8 @@ class _Pages:
 
     async def logout(self, request: Request) -> Response:
         """End the session, and what its pages held."""
-        ident = _session(request).id
+        ident, person = _session(request).id, _session(request).person
+        await self._tell(Deed.LOGOUT, person.name, request.client.host if request.client else "")
         self.sessions.close(ident)
         for connection in self._shared.connections.values():
             if connection.session.id == ident:
@@ -279,6 +301,15 @@ class _Pages:
         response = JSONResponse({})
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response
+
+    async def _tell(self, deed: Deed, who: str, address: str) -> None:
+        """Have a deed audited. People must be able to stop a robot also while the hub is away."""
+        if not self._notes.take(address):
+            return
+        try:
+            await self._shared.call(self._note, deed.value, who, {"from": address})
+        except UserSystemError as error:
+            log.warning("%s of %r from %s is not in the audit log: %s", deed, who, address, error)
 
     async def me(self, request: Request) -> dict[str, Any]:
         """Return who is logged in."""
@@ -369,6 +400,12 @@ class _Pages:
             session = self.sessions.redeem(ticket, socket.scope["state"]["session"])
         except SecurityError as error:
             await socket.close(1008, str(error)[:120])
+            return
+        name = session.person.name
+        if sum(c.operator == name for c in self._shared.connections.values()) >= (
+            self._config.websockets
+        ):
+            await socket.close(1013, "too many pages of yours are open; close one")
             return
         await socket.accept()
         connection = Connection(secrets.token_urlsafe(12), socket, session, self._shared)

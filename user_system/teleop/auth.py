@@ -17,6 +17,10 @@ from user_system.core.clock import SECOND, Clock
 from user_system.core.errors import ConfigError, SecurityError
 
 _MAX_SESSIONS = 1000
+_MAX_LOGINS = 16
+"""Sessions of one person; another one ends that person's oldest, never somebody else's."""
+_MAX_TICKETS = 16
+"""Tickets of one session that were not used yet."""
 
 
 class Role(StrEnum):
@@ -135,8 +139,11 @@ class Sessions:
         self._tickets: dict[str, tuple[str, int]] = {}
 
     def open(self, person: Person) -> Session:
-        """Begin a session; the oldest goes when there are too many."""
+        """Begin a session; the person's own oldest goes when there are too many of it."""
         self._sweep()
+        own = [i for i, session in self._sessions.items() if session.person == person]
+        for ident in own[: max(0, len(own) + 1 - _MAX_LOGINS)]:
+            del self._sessions[ident]
         while len(self._sessions) >= _MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         ident = secrets.token_urlsafe(32)
@@ -159,6 +166,9 @@ class Sessions:
     def ticket(self, session: Session) -> str:
         """Return a ticket that opens one websocket of this session, once, soon."""
         self._sweep()
+        own = [t for t, (ident, _) in self._tickets.items() if ident == session.id]
+        for ticket in own[: max(0, len(own) + 1 - _MAX_TICKETS)]:
+            del self._tickets[ticket]
         ticket = secrets.token_urlsafe(32)
         self._tickets[ticket] = (session.id, self._clock.now_ns() + self._ticket_ns)
         return ticket

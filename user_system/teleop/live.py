@@ -18,10 +18,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from comms.pb.fresh_pb2 import OperatorCommand, Preview, RobotState, Stop
 from comms.pb.hub_pb2 import Lease
 from user_system.core.clock import Clock
-from user_system.core.errors import LeaseError, SpecError, UserSystemError
+from user_system.core.errors import LeaseError, SecurityError, SpecError, UserSystemError
 from user_system.core.modes import Event
 from user_system.core.throttle import Throttle
 from user_system.teleop import video, view
+from user_system.teleop.access import MESSAGES
 from user_system.teleop.auth import Session
 from user_system.teleop.latest import Latest
 from user_system.teleop.ports import FreshPort, HubPort
@@ -47,6 +48,8 @@ class LiveConfig:
     """Messages of a browser beyond this rate are dropped and counted."""
     flood: int = 2000
     """Dropped messages after which the connection is closed."""
+    stall_s: float = 10.0
+    """Time in which a browser takes what is sent to it; one that does not read is let go."""
     idle_s: float = 30.0
     """Silence after which the connection is closed; a page says ``alive`` every half second."""
     valid_ms: int = 200
@@ -191,6 +194,15 @@ class Connection:
 
     async def _handle(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
+        least = MESSAGES.get(kind) if isinstance(kind, str) else None
+        if least is None:
+            raise SpecError(
+                "a message of no known type", got=repr(kind)[:40], allowed=", ".join(MESSAGES)
+            )
+        if not self.session.person.role.includes(least):
+            raise SecurityError(
+                f"a {self.session.person.role} may not send {kind!r}", allowed=f"a {least} or more"
+            )
         if kind == "command":
             self._command(message)
         elif kind == "alive":
@@ -202,12 +214,6 @@ class Connection:
             self._follow = frozenset(_names(message, "robots"))
         elif kind == "estop":
             self._shared.stop(_name(message, "robot"), self.operator)
-        else:
-            raise SpecError(
-                "a message of no known type",
-                got=repr(kind)[:40],
-                allowed="command, alive, ack, follow, estop",
-            )
 
     def _command(self, message: dict[str, Any]) -> None:
         robot = _name(message, "robot")
@@ -263,8 +269,12 @@ class Connection:
     # --- out -------------------------------------------------------------------------------------
 
     async def _send(self, message: Mapping[str, Any]) -> None:
-        async with self._sending:
-            await self._socket.send_text(json.dumps(message, allow_nan=False))
+        try:
+            text = json.dumps(message, allow_nan=False)
+        except ValueError:  # rare, and looking at every number of every state is not for nothing
+            text = json.dumps(view.finite(message), allow_nan=False)
+        async with asyncio.timeout(self._shared.config.stall_s), self._sending:
+            await self._socket.send_text(text)
 
     async def _states(self) -> None:
         seen = 0
@@ -288,7 +298,7 @@ class Connection:
             for state in changed.values():
                 if state.robot in self._follow:
                     mine = {"mine": state.robot in self._leases}
-                    full = view.state(state, full=True) | mine
+                    full = _whole(state) | mine
                     await self._send({"type": "states", "states": [full]})
 
     async def _previews(self) -> None:
@@ -301,7 +311,7 @@ class Connection:
             for preview in self._window.choose(waiting):
                 waiting.pop(video.key_of(preview), None)
                 self._shared.figures["frames"] += 1
-                async with self._sending:
+                async with asyncio.timeout(self._shared.config.stall_s), self._sending:
                     await self._socket.send_bytes(video.encode(preview))
             await _first(self._shared.previews.wait(seen), self._drawn.wait())
 
@@ -309,6 +319,15 @@ class Connection:
         while self.session.expires_ns > self._shared.clock.now_ns():
             await self._send({"type": "status", **self._shared.status()})
             await asyncio.sleep(self._shared.config.status_s)
+
+
+def _whole(state: RobotState) -> dict[str, Any]:
+    """Return a state with its observation, or without it where that cannot be read."""
+    try:
+        return view.state(state, full=True)
+    except UserSystemError as error:
+        log.warning("an observation of %s cannot be shown: %s", state.robot, error)
+        return view.state(state)
 
 
 async def _first(*waits: Awaitable[Any]) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from user_system.core.addresses import is_loopback, with_port
 from user_system.core.errors import LinkError, MissingError, SecurityError
 from user_system.teleop.live import MAX_MESSAGE
+from user_system.teleop.slow import Guests, guarded
 
 
 class Page:
@@ -41,6 +43,7 @@ class Page:
             )
         self._host, self._wanted, self._tls = host, port, certificate is not None
         self._socket: socket.socket | None = None
+        self.guests = Guests()
         self._thread: threading.Thread | None = None
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -49,6 +52,7 @@ class Page:
                 access_log=False,  # addresses hold tickets
                 server_header=False,
                 proxy_headers=False,
+                http=guarded(HttpToolsProtocol, self.guests),
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE * 4,
                 ws_per_message_deflate=False,  # frames are JPEG, commands are tiny

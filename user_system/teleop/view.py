@@ -1,7 +1,7 @@
 """States and status as the page gets them: plain JSON values."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from comms.pb.fresh_pb2 import RobotState
 from comms.pb.hub_pb2 import Lease, RobotStatus, SystemStatus
@@ -39,9 +39,23 @@ def state(message: RobotState, *, full: bool = False) -> Json:
     return view
 
 
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for every number that JSON does not know.
+
+    A robot host that reports such a number must not end the pages of everybody who looks at it.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
 def status(message: SystemStatus) -> Json:
     """Return the system's status, without the robots' specifications."""
-    return {
+    view: Json = {
         "run": message.run,
         "phase": message.phase,
         "version": message.policy_version,
@@ -65,6 +79,7 @@ def status(message: SystemStatus) -> Json:
             for p in message.curve
         ],
     }
+    return cast(Json, finite(view))
 
 
 def robot(message: RobotStatus) -> Json:

@@ -71,7 +71,7 @@ class Head:
                 hub = HubHostConfig(self.link(HUB), "bench", home, ScheduleConfig(), listen=listen)
                 self._serve(HUB, dump(hub))
             replay = ReplayHostConfig(
-                self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {}, listen=listen
+                self.link(NAME), "bench", self.store, 1 << 40, 1 << 30, {}, {}, listen=listen
             )
             self._serve(NAME, dump(replay))
         except BaseException:

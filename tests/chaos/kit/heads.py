@@ -1,0 +1,190 @@
+"""The head's own processes, as a run starts them, with a small store and people of all roles."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kit import made
+
+from comms.authority import Authority
+from comms.credentials import Credentials, Role
+from comms.tunnel import DirectTunnel, Endpoints
+from user_system.cluster import configs
+from user_system.cluster.parse import dump
+from user_system.cluster.process import PARENT_VARIABLE, READY_VARIABLE, write_private
+from user_system.core.schedule import ScheduleConfig
+from user_system.core.types import Parcel
+from user_system.replay.store import Store
+from user_system.teleop.auth import make_accounts
+
+PEERS = {
+    "hub": Role.SERVICE,
+    "replay": Role.SERVICE,
+    "replay-reader": Role.SERVICE,
+    "teleop": Role.SERVICE,
+    "host-1": Role.ROBOT,
+    "host-2": Role.ROBOT,
+    "learner": Role.LEARNER,
+    "kim": Role.ENGINEER,
+    "ada": Role.OPERATOR,
+    "eve": Role.VIEWER,
+    "rogue": Role.SERVICE,
+}
+"""Who is enrolled: one of each role that means no good, and those who work."""
+
+OWNERS = {"arm-1": "host-1", "arm-2": "host-2"}
+PEOPLE = {"vic": "viewer", "ann": "operator", "eng": "engineer", "joe": "operator"}
+UP_S, DOWN_S = 120.0, 60.0
+_ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB", re.MULTILINE)
+
+
+class Heads:
+    """Hub, replay, reader and page; they serve inside a ``with`` block.
+
+    Args:
+        directory: of everything they have.
+    """
+
+    KINDS = ("hub", "replay", "reader", "teleop")
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.pki = directory / "pki"
+        self.secrets: Mapping[str, str] = {}
+        self.ports: dict[str, int] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Heads":
+        authority = Authority.open(self.pki)
+        for name, role in PEERS.items():
+            authority.issue(name, role)
+        self.secrets = make_accounts(self.directory / "people.json", PEOPLE)
+        self._choose_ports()
+        self._fill_store()
+        try:
+            for kind in self.KINDS:
+                self._start(kind)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in reversed(self.processes.values()):
+            process.terminate()
+            try:
+                process.wait(DOWN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    @property
+    def url(self) -> str:
+        """Of the page."""
+        return f"http://127.0.0.1:{self.ports['page']}"
+
+    def address(self, name: str) -> str:
+        """Of a listener: hub, replay, fresh, reader, page."""
+        return f"127.0.0.1:{self.ports[name]}"
+
+    def endpoints(self) -> Endpoints:
+        """Of the services."""
+        names = ("hub", "replay", "fresh", "reader")
+        return Endpoints(**{name: self.address(name) for name in names})
+
+    def credentials(self, name: str) -> Credentials:
+        """Of a peer."""
+        return Credentials.load(self.pki, name)
+
+    def tunnel(self, name: str) -> DirectTunnel:
+        """A peer's way to them."""
+        return DirectTunnel(self.endpoints(), self.credentials(name))
+
+    def alive(self) -> dict[str, bool]:
+        """Return which of them run."""
+        return {kind: process.poll() is None for kind, process in self.processes.items()}
+
+    def memory(self) -> dict[str, float]:
+        """Return the memory of each that is its own and of no file, MB."""
+        found = {}
+        for kind, process in self.processes.items():
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            match = _ANONYMOUS.search(text)
+            assert match is not None
+            found[kind] = int(match[1]) * 1024 / 1e6
+        return found
+
+    def log(self, kind: str) -> Path:
+        """Where one writes to."""
+        return self.directory / f"{kind}.log"
+
+    def _choose_ports(self) -> None:
+        with ExitStack() as held:
+            for name in ("hub", "replay", "fresh", "reader", "page"):
+                probe = held.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", 0))
+                self.ports[name] = probe.getsockname()[1]
+
+    def _fill_store(self) -> None:
+        with Store(self.directory / "replay").open(create=True) as store:
+            store.append([_parcel(1, 1, sequence) for sequence in range(10)])
+
+    def _config(self, kind: str) -> Any:
+        link = configs.LinkConfig(
+            name={"reader": "replay-reader"}.get(kind, kind),
+            pki=self.pki,
+            **{n: self.address(n) for n in ("hub", "replay", "fresh", "reader")},
+        )
+        place = self.directory
+        if kind == "hub":
+            rule = ScheduleConfig(run="run", task="task", demos=0)
+            return configs.HubHostConfig(link, "run", place / "hub", rule, owners=OWNERS)
+        if kind == "replay":
+            sizes = (4 << 30, 1 << 20)
+            return configs.ReplayHostConfig(link, "run", place / "replay", *sizes, {}, OWNERS)
+        if kind == "reader":
+            return configs.ReaderHostConfig(link, place / "replay")
+        return configs.TeleopHostConfig(
+            link, "run", "127.0.0.1", self.ports["page"], place / "people.json"
+        )
+
+    def _start(self, kind: str) -> None:
+        path, ready = self.directory / f"{kind}.json", self.directory / f"{kind}.ready"
+        write_private(path, json.dumps(dump(self._config(kind))))
+        variables = {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
+        with self.log(kind).open("wb") as sink:
+            self.processes[kind] = process = subprocess.Popen(
+                [sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+                | variables,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + UP_S
+        while not ready.exists():
+            assert process.poll() is None, self.log(kind).read_text()[-3000:]
+            assert time.monotonic() < deadline, f"{kind} does not serve"
+            time.sleep(0.02)
+
+
+def _parcel(producer: int, epoch: int, sequence: int) -> Parcel:
+    from user_system.codec import fragments
+
+    fragment = made.fragment(made.name(producer), epoch, sequence)
+    return Parcel(fragment, fragments.record(fragment))
