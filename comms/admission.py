@@ -52,8 +52,13 @@ def publish(pki: Path, kind: str, settings: Mapping[str, Any], endpoints: Sequen
     offer = {"kind": kind, "settings": dict(settings), "endpoints": list(endpoints)}
     with _locked(pki):
         if kind == "ssh":
-            destination(settings)
+            to = destination(settings)
             ssh_keys.checked_host_key(settings.get("host_key"))
+            ssh_keys.reauthorize(pki / ssh_keys.AUTHORIZED, endpoints)
+            own = ssh_keys.sshd_config(
+                pki.resolve(), to.user, endpoints, listen="0.0.0.0", port=to.port
+            )
+            write(pki / ssh_keys.SSHD_CONFIG, own.encode())
         if kind == "wireguard":
             wireguard.make_key(pki / wireguard.KEY)
             # Peers of an earlier start stay, and the file is there to be brought up.

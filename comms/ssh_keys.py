@@ -139,15 +139,23 @@ def authorize(path: Path, name: str, key: str, endpoints: Sequence[str]) -> None
     write(path, "".join(f"{text}\n" for text in [*kept, line]).encode(), secret=True)
 
 
+def reauthorize(path: Path, endpoints: Sequence[str]) -> None:
+    """Write our lines of ``authorized_keys`` anew, for the endpoints of this start."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, text in enumerate(lines):
+        if found := _LINE.search(text):
+            # The key is the word after the options, which hold no space.
+            lines[number] = authorized_line(found[1], text.split(" ", 1)[1], endpoints)
+    write(path, "".join(f"{text}\n" for text in lines).encode(), secret=True)
+
+
 def deauthorize(path: Path, name: str) -> None:
     """Take the line of a robot host away; connections in use stay until they are cut."""
     if path.exists():
         write(path, "".join(f"{text}\n" for text in _others(path, name)).encode(), secret=True)
 
 
-def sshd_config(
-    pki: Path, user: str, endpoints: Sequence[str], *, listen: str, port: int, root: bool = False
-) -> str:
+def sshd_config(pki: Path, user: str, endpoints: Sequence[str], *, listen: str, port: int) -> str:
     """Return the configuration of an sshd that does nothing but let robot hosts through.
 
     It runs as any user (``/usr/sbin/sshd -D -e -f FILE``) and serves that user only. The part
@@ -168,7 +176,7 @@ MaxStartups 100:30:400
 MaxAuthTries 3
 LogLevel VERBOSE
 AllowUsers {user}
-PermitRootLogin {"prohibit-password" if root else "no"}
+PermitRootLogin {"prohibit-password" if user == "root" else "no"}
 PubkeyAuthentication yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no

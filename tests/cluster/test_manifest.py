@@ -207,6 +207,9 @@ BAD = [
      "lab.yaml:2: tunnel.wireguard: network is not a private one with room for some hosts"),
     ("name: demo", "name: demo\ntunnel: {kind: wireguard, wireguard: {interface: a/b}}",
      "lab.yaml:2: tunnel.wireguard: interface is no name of one; got 'a/b'"),
+    ("name: demo", "name: demo\nhosts: {local: {remote: true}}\ntunnel: {kind: wireguard}",
+     "lab.yaml:1: tunnel.listen: nobody comes out of the WireGuard tunnel there; got 127.0.0.1; "
+     "allowed: 10.86.0.1, the head's address inside, or 0.0.0.0"),
     ("name: demo", "name: demo\ntunnel: {kind: wireguard, wireguard: {mtu: 1400}}",
      "lab.yaml:2: tunnel.wireguard.mtu: unknown key; got 'mtu'; allowed: interface, network, port"),
     ("name: demo", "name: demo\nschedule: {eval_pass: 30}",

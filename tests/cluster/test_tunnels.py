@@ -23,16 +23,28 @@ def host_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return key
 
 
-def test_ssh_is_what_the_manifest_says_or_what_the_machine_is(host_key: str) -> None:
+def test_ssh_is_what_the_manifest_says_or_what_the_machine_is(
+    host_key: str, tmp_path: Path
+) -> None:
     entry = TunnelEntry(kind="ssh", host="head.example.org")
     me = getpass.getuser()
     plain = {"user": me, "host": "head.example.org", "port": 22}
-    assert tunnels.offer(entry) == {**plain, "host_key": host_key}
+    assert tunnels.offer(tmp_path, entry) == {**plain, "host_key": host_key}
     assert tunnels.settings(entry) == plain
     assert tunnels.seen(entry, NEAR) == NEAR, "sshd dials the services where they are"
     said = SshEntry(user="lab", host="192.0.2.1", port=2222, host_key=host_key)
-    found = tunnels.offer(TunnelEntry(kind="ssh", host="head.example.org", ssh=said))
+    found = tunnels.offer(tmp_path, TunnelEntry(kind="ssh", host="head.example.org", ssh=said))
     assert found == {"user": "lab", "host": "192.0.2.1", "port": 2222, "host_key": host_key}
+
+
+def test_an_own_sshd_has_a_key_of_the_run(tmp_path: Path) -> None:
+    entry = TunnelEntry(kind="ssh", ssh=SshEntry(user="lab", port=7404, host_key="own"))
+    found = tunnels.publish(tmp_path, entry, NEAR)
+    assert found["host_key"] == ssh_keys.make_key(tmp_path / ssh_keys.HOST_KEY)
+    text = (tmp_path / ssh_keys.SSHD_CONFIG).read_text()
+    assert "ListenAddress 0.0.0.0\nPort 7404\n" in text
+    assert "PermitOpen 127.0.0.1:1 127.0.0.1:3 127.0.0.1:2 127.0.0.1:4\n" in text
+    assert "AllowUsers lab\n" in text
 
 
 def test_a_head_without_a_host_key_says_which_key_of_the_manifest_is_missing(
@@ -40,14 +52,14 @@ def test_a_head_without_a_host_key_says_which_key_of_the_manifest_is_missing(
 ) -> None:
     monkeypatch.setattr(tunnels, "HOST_KEYS", tmp_path)
     with pytest.raises(ConfigError, match=r"^tunnel\.ssh\.host_key is not given"):
-        tunnels.offer(TunnelEntry(kind="ssh"))
+        tunnels.offer(tmp_path, TunnelEntry(kind="ssh"))
 
 
-def test_wireguard_leads_to_the_inner_address() -> None:
+def test_wireguard_leads_to_the_inner_address(tmp_path: Path) -> None:
     entry = TunnelEntry(
         kind="wireguard", host="head.example.org", wireguard=WireguardEntry(network="10.9.0.0/24")
     )
-    assert tunnels.offer(entry) == {
+    assert tunnels.offer(tmp_path, entry) == {
         "host": "head.example.org",
         "port": 51820,
         "network": "10.9.0.0/24",
@@ -57,9 +69,9 @@ def test_wireguard_leads_to_the_inner_address() -> None:
     assert tunnels.seen(entry, NEAR).replay == "10.9.0.1:2"
 
 
-def test_direct_leads_to_the_host() -> None:
+def test_direct_leads_to_the_host(tmp_path: Path) -> None:
     entry = TunnelEntry(host="head.example.org")
-    assert tunnels.offer(entry) == tunnels.settings(entry) == {}
+    assert tunnels.offer(tmp_path, entry) == tunnels.settings(entry) == {}
     assert tunnels.seen(entry, NEAR).fresh == "head.example.org:3"
 
 

@@ -59,6 +59,12 @@ def test_ssh(head: Path, edge: Path) -> None:
     assert join(head, edge) == (way, found), "joining again changes nothing"
     assert (edge / "ssh.key").read_text() == secret
     assert (head / ssh_keys.AUTHORIZED).read_text() == line
+    admission.publish(head, "ssh", settings, ["127.0.0.1:9"])
+    moved = (head / ssh_keys.AUTHORIZED).read_text()
+    assert (
+        moved
+        == ssh_keys.authorized_line("arm-1", ssh_keys.public_key(edge), ["127.0.0.1:9"]) + "\n"
+    )
     admission.dismiss(head, "arm-1")
     assert (head / ssh_keys.AUTHORIZED).read_text() == ""
     admission.dismiss(head, "arm-1")

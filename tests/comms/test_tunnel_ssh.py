@@ -74,7 +74,7 @@ class Head:
     def start(self, **changes: Any) -> None:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        given = {"listen": "127.0.0.1", "port": self.port, "root": os.geteuid() == 0, **changes}
+        given = {"listen": "127.0.0.1", "port": self.port, **changes}
         endpoints = given.pop("endpoints", self.endpoints)
         text = ssh_keys.sshd_config(self.folder, getpass.getuser(), endpoints, **given)
         config = self.folder / ssh_keys.SSHD_CONFIG
@@ -356,7 +356,7 @@ def test_authorized_keys_alone_keep_a_key_to_the_endpoints(head: Head, edge: Edg
     """Where the machine's own sshd is used, whose configuration may allow everything."""
     head.stop()
     config = head.folder / ssh_keys.SSHD_CONFIG
-    given = {"listen": "127.0.0.1", "port": head.port, "root": os.geteuid() == 0}
+    given = {"listen": "127.0.0.1", "port": head.port}
     text = ssh_keys.sshd_config(head.folder, getpass.getuser(), head.endpoints, **given)
     config.write_text(text.replace(ssh_keys.rights(head.endpoints), ""))
     with (head.folder / "sshd.log").open("ab") as log:

@@ -112,8 +112,8 @@ class Site:
         return self._join(), address, address
 
     def _ssh(self) -> tuple[dict[str, Any], str, str]:
-        user, root = getpass.getuser(), os.geteuid() == 0
-        if root:
+        user = getpass.getuser()
+        if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         endpoints = [f"127.0.0.1:{port}" for port in SERVICES]
         host_key = ssh_keys.make_key(self.head_pki / ssh_keys.HOST_KEY)
@@ -121,7 +121,7 @@ class Site:
         admission.publish(self.head_pki, "ssh", {**at, "host_key": host_key}, endpoints)
         config = self.head_pki / ssh_keys.SSHD_CONFIG
         text = ssh_keys.sshd_config(
-            self.head_pki, user, endpoints, listen=self.lab.head.address, port=SSH_PORT, root=root
+            self.head_pki, user, endpoints, listen=self.lab.head.address, port=SSH_PORT
         )
         config.write_text(text)
         with (self.head_pki / "sshd.log").open("wb") as log:

@@ -182,6 +182,10 @@ class TeleopEntry:
     """Further names and addresses by which it is called, such as the router's in front of it."""
 
 
+OWN = "own"
+"""Instead of a host key: the one in the run's ``pki``, made at its first start."""
+
+
 @dataclass(frozen=True)
 class SshEntry:
     """How robot hosts reach the head's sshd, where the tunnel is of kind ssh."""
@@ -193,11 +197,11 @@ class SshEntry:
     port: int = 22
     host_key: str | None = None
     """The sshd's public host key, as in ``/etc/ssh/ssh_host_ed25519_key.pub``, which is read where
-    none is given."""
+    none is given; ``own``: of an sshd that is run with ``<run>/pki/sshd_config``."""
 
     def __post_init__(self) -> None:
         Destination(self.user or "none", self.host or "none", self.port)
-        if self.host_key is not None:
+        if self.host_key not in (None, OWN):
             checked_host_key(self.host_key)
 
 
@@ -328,6 +332,13 @@ class Manifest:
     def _check_reach(self) -> None:
         """Refuse what a robot host elsewhere could never reach."""
         way = self.tunnel
+        inner = str(way.wireguard.head)
+        if self.remote_hosts and way.kind == "wireguard" and way.listen not in (EVERYWHERE, inner):
+            raise ConfigError(
+                "tunnel.listen: nobody comes out of the WireGuard tunnel there",
+                got=way.listen,
+                allowed=f"{inner}, the head's address inside, or {EVERYWHERE}",
+            )
         if not self.remote_hosts or way.kind != "direct":
             return
         if way.exposed and way.host in ("localhost", LOOPBACK):

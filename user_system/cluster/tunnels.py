@@ -7,7 +7,7 @@ from typing import Any
 
 from comms import admission, ssh_keys
 from comms.tunnel import Endpoints
-from user_system.cluster.manifest import TunnelEntry
+from user_system.cluster.manifest import OWN, TunnelEntry
 from user_system.core.errors import ConfigError, SecurityError
 
 HOST_KEYS = Path("/etc/ssh")
@@ -16,19 +16,18 @@ HOST_KEYS = Path("/etc/ssh")
 HOST_KEY = "ssh_host_ed25519_key.pub"
 
 
-def offer(entry: TunnelEntry) -> dict[str, Any]:
+def offer(pki: Path, entry: TunnelEntry) -> dict[str, Any]:
     """Return the settings of the head's tunnel, for ``admission.publish``.
+
+    Args:
+        pki: the head's; an own host key is made there.
+        entry: the tunnel.
 
     Raises:
         ConfigError: kind ssh, no host key is given, and the machine has none of its own.
     """
     if entry.kind == "ssh":
-        return {
-            "user": entry.ssh.user or getpass.getuser(),
-            "host": entry.ssh.host or entry.host,
-            "port": entry.ssh.port,
-            "host_key": entry.ssh.host_key or _host_key(),
-        }
+        return {**settings(entry), "host_key": _host_key(pki, entry.ssh.host_key)}
     if entry.kind == "wireguard":
         here = entry.wireguard
         return {
@@ -41,13 +40,13 @@ def offer(entry: TunnelEntry) -> dict[str, Any]:
 
 
 def settings(entry: TunnelEntry) -> dict[str, Any]:
-    """Return what a robot host's link is told of the tunnel, beside what joining left there.
-
-    Raises:
-        ConfigError: as ``offer`` does.
-    """
+    """Return what a robot host's link is told of the tunnel, beside what joining left there."""
     if entry.kind == "ssh":
-        return {key: value for key, value in offer(entry).items() if key != "host_key"}
+        return {
+            "user": entry.ssh.user or getpass.getuser(),
+            "host": entry.ssh.host or entry.host,
+            "port": entry.ssh.port,
+        }
     return {"interface": entry.wireguard.interface} if entry.kind == "wireguard" else {}
 
 
@@ -72,7 +71,7 @@ def publish(pki: Path, entry: TunnelEntry, near: Endpoints) -> Mapping[str, Any]
         ConfigError: settings that are none.
         SecurityError: keys that are none.
     """
-    found = offer(entry)
+    found = offer(pki, entry)
     ways = dict.fromkeys([near.hub, near.fresh, near.replay, near.reader])
     admission.publish(pki, entry.kind, found, list(ways))
     return found
@@ -82,9 +81,11 @@ def _port(endpoint: str) -> str:
     return endpoint.rpartition(":")[2]
 
 
-def _host_key() -> str:
+def _host_key(pki: Path, given: str | None) -> str:
+    if given is not None:
+        return ssh_keys.make_key(pki / ssh_keys.HOST_KEY) if given == OWN else given
     path = HOST_KEYS / HOST_KEY
-    todo = "Give tunnel.ssh.host_key, or set up an sshd: see docs/network.md."
+    todo = "Give it, or `own` and run an sshd for this alone: see docs/network.md."
     try:
         return ssh_keys.checked_host_key(path.read_text())
     except (OSError, SecurityError) as error:
