@@ -9,6 +9,7 @@ from collections.abc import Callable
 import user_system
 from comms.hub_client import HubClient
 from comms.pb import hub_pb2
+from comms.tunnel import Tunnel
 from user_system.cluster import dial
 from user_system.cluster.configs import LinkConfig
 from user_system.core.errors import LinkError, UserSystemError
@@ -79,13 +80,26 @@ class SetupWatch:
             began = time.monotonic()
             try:
                 with dial.tunnel(self._link()) as way:
-                    self._ask(HubClient(way, timeout_s=ANSWER_S))
+                    self._ask(way)
             except UserSystemError as error:
                 self._failed(error)
             self._closing.wait(backoff.died(time.monotonic() - began))
 
-    def _ask(self, hub: HubClient) -> None:
-        """Ask every ``ASK_S`` until closed or refused."""
+    def _ask(self, way: Tunnel) -> None:
+        """Ask every ``ASK_S`` until closed or refused.
+
+        Raises:
+            LinkError: there is no answer; where the tunnel knows why, in its words.
+        """
+        hub = HubClient(way, timeout_s=ANSWER_S)
+        try:
+            self._ask_on(hub)
+        except LinkError as error:
+            if why := way.trouble():
+                raise LinkError(why) from error
+            raise
+
+    def _ask_on(self, hub: HubClient) -> None:
         while not self._closing.is_set():
             reply = hub.setup(
                 hub_pb2.SetupQuery(
