@@ -7,7 +7,8 @@ from user_system.core.errors import ConfigError
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import Mode
 from user_system.core.types import Plan, Reading
-from user_system.edge.arbiter import Arbiter, ArbiterConfig, Chunks, Proposal
+from user_system.edge.arbiter import Arbiter, ArbiterConfig
+from user_system.edge.chunks import Proposal
 from user_system.edge.messages import OperatorCommand
 from user_system.edge.wire import Telemetry
 
@@ -201,20 +202,3 @@ def test_a_reset_that_does_not_arrive_is_given_up(processes):
         results.append(arbiter.reset(now, ResetPlan(((0.5, 0.0),))))
     assert results[0] is False
     assert results[-1] is None
-
-
-def test_chunks_are_used_in_order_and_renewed():
-    chunks = Chunks()
-    assert chunks.due(2)
-    assert chunks.next() is None
-    actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    chunks.take(Plan(actions, 5))
-    first, second = chunks.next(), chunks.next()
-    assert (first.chunk, first.position, second.position) == (0, 0, 1)
-    assert first.action.tolist() == [0, 1]
-    assert chunks.due(2)
-    assert not chunks.due(3)
-    chunks.take(Plan(actions, 6))
-    assert (chunks.next().chunk, chunks.next().version) == (1, 6)
-    chunks.flush()
-    assert chunks.due(4)

@@ -193,14 +193,14 @@ def test_a_pinned_version_is_waited_for():
     session.worker_ready()
     desk.see()
     desk.assign(Purpose.EVAL, version=9)
-    session.armed = False
+    session.unready = "Waits for version 9 of its policy."
     desk.pass_ms(1)
     session.begun(ResetPlan(((0.0,),)))
     session.reset_reached()
     desk.pass_ms(1)
     assert session.mode is Mode.HOLD
     assert "version 9" in session.help
-    session.armed = True
+    session.unready = ""
     desk.pass_ms(1)
     assert session.mode is Mode.EVAL
 

@@ -114,7 +114,7 @@ class HandWorker:
     """A worker that answers when the test lets it."""
 
     def __init__(self, spec):
-        self.alive, self.spec, self.silent_s = True, spec, 0.0
+        self.alive, self.spec, self.silent_s, self.thinking_s = True, spec, 0.0, 0.0
         self.news, self.asked = [], []
         self.prompt = True
         self.judge = lambda step: Judgement(0.0)
@@ -304,7 +304,7 @@ def test_a_late_worker_costs_plans_but_neither_steps_nor_judgements(hand):
     assert 1 <= late.sum() <= 3
     # Where there was no plan, the robot stayed where it was told to be.
     assert np.allclose(columns(fragments, "executed")[late], 0.0)
-    assert hand.station.counters.unplanned == late.sum()
+    assert hand.station.advisor.unplanned == late.sum()
     assert hand.session.mode in {Mode.HOLD, Mode.RESET}
 
 

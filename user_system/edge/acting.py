@@ -69,6 +69,10 @@ class ActingWeights:
             # While an evaluation pins another version nothing newer may act: that is no delay.
             self._ages.append(time.monotonic() - max(ready.offered_s, self._pinned_s))
 
+    def acts(self, version: int) -> None:
+        """Take note of what acts at the head, where policy and weights are."""
+        self.version = version
+
     def worker_lost(self) -> None:
         """A new worker begins with what its policy begins with."""
         self.version, self._loading = 0, None

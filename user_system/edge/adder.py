@@ -34,7 +34,7 @@ from user_system.core.types import (
     Stream,
     TimeStep,
 )
-from user_system.edge.arbiter import Proposal
+from user_system.edge.chunks import Proposal
 from user_system.edge.messages import Assignment
 from user_system.edge.samples import Samples, most_bytes
 

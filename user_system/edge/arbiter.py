@@ -19,7 +19,8 @@ from user_system.core.clock import MS, SECOND
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import HUMAN_MODES, POLICY_MODES, Mode
 from user_system.core.specs import RobotSpec
-from user_system.core.types import Array, Plan
+from user_system.core.types import Array
+from user_system.edge.chunks import Proposal
 from user_system.edge.messages import OperatorCommand
 from user_system.edge.wire import Telemetry
 
@@ -36,52 +37,6 @@ class ArbiterConfig:
     """Fraction of the workspace box within which a waypoint counts as reached."""
     patience_s: float = 3.0
     """Robot seconds at a waypoint before the reset counts as failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What the policy wants in one step, and where in its plan that stands."""
-
-    action: Array
-    """``(Da,)`` float32."""
-    version: int
-    chunk: int
-    position: int
-    extras: dict[str, Array]
-
-
-class Chunks:
-    """The plan at hand and how far it is executed."""
-
-    def __init__(self) -> None:
-        self._plan: Plan | None = None
-        self._number, self._position = -1, 0
-
-    def restart(self) -> None:
-        """Begin an episode."""
-        self._plan, self._number = None, -1
-
-    def flush(self) -> None:
-        """Drop the rest of the plan: somebody stepped in."""
-        self._plan = None
-
-    def due(self, execute: int) -> bool:
-        """Whether a new plan is needed for the next step; one is used for ``execute`` steps."""
-        return self._plan is None or self._position >= execute
-
-    def take(self, plan: Plan) -> None:
-        """Begin with a new plan."""
-        self._plan, self._position = plan, 0
-        self._number += 1
-
-    def next(self) -> Proposal | None:
-        """Return the next action; None where the plan is used up."""
-        plan, at = self._plan, self._position
-        if plan is None or at >= len(plan.actions):
-            return None
-        self._position += 1
-        extras = {name: values[at] for name, values in plan.extras.items()}
-        return Proposal(plan.actions[at], plan.version, self._number, at, extras)
 
 
 class Arbiter:

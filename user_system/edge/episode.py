@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from user_system.core.interfaces import Judgement, ResetPlan
-from user_system.core.types import End, Segment
+from user_system.core.types import End, Purpose, Segment
 from user_system.edge.effects import Finish
 from user_system.edge.messages import Assignment
 
@@ -38,6 +38,16 @@ class Episode:
     def running(self) -> bool:
         """Whether steps are recorded."""
         return self.stage == "running"
+
+    @property
+    def demonstrable(self) -> bool:
+        """Whether a person may drive it from where it is."""
+        return self.assignment.purpose is Purpose.COLLECT and self.stage in {"ready", "running"}
+
+    def waits_for(self, unready: str) -> str:
+        """Return what it waits for where it begins; empty: nothing, the policy may act."""
+        demo = self.assignment.purpose is Purpose.COLLECT
+        return "Waits for a demonstration." if demo else unready
 
     def start(self) -> None:
         """Begin the reset motion, from the first waypoint."""

@@ -26,5 +26,7 @@ class SessionConfig:
     """Time between reminders that the robot is free."""
     plugin_retry_ms: float = 1000.0
     """Rest after a plugin's failure, before the next episode is tried."""
+    starved_ms: float = 5000.0
+    """Rest for want of a plan after which the episode is given up and a person is asked."""
     plugin_failures: int = 3
     """Failures in a row after which a person must look."""

@@ -13,7 +13,7 @@ from user_system.core.errors import StoreError
 from user_system.core.specs import PolicySpec
 from user_system.core.types import Array, Fragment, Segment
 from user_system.edge.adder import Adder, Totals
-from user_system.edge.arbiter import Proposal
+from user_system.edge.chunks import Proposal
 from user_system.edge.effects import Finish
 from user_system.edge.messages import Assignment
 from user_system.edge.wire import Telemetry

@@ -89,10 +89,11 @@ class Session:
         """Whether it waits for a person to hand back before it goes on by itself."""
         self.left_by = str(known.get("left_by", ""))
         """Who held it before it was left waiting; empty where a mishap did."""
-        self.armed = True
-        """Whether the weights that the episode asks for act."""
         self.finishing = False
         """Whether it begins nothing more: its host is about to restart."""
+        self.unready = ""
+        """Why the policy cannot begin: it is out of reach, other weights act; empty: it can."""
+        self._starving = ""
         self.effects: list[Effect] = []
         self.takeovers = 0
         self._episode: Episode | None = None
@@ -133,9 +134,15 @@ class Session:
         return self.recording and self._worker and not (self._episode and self._episode.orphan)
 
     @property
+    def starving(self) -> bool:
+        """Whether it holds because no plan came in time, and goes on with the next one."""
+        return bool(self._starving) and self.judged and not self.paused
+
+    @property
     def wants_plan(self) -> bool:
         """Whether the policy is asked, be it only to record what it would have done."""
-        return self.judged and self.mode in POLICY_MODES | HUMAN_MODES | {Mode.HANDBACK}
+        asks = self.mode in POLICY_MODES | HUMAN_MODES | {Mode.HANDBACK}
+        return self.judged and (asks or self.starving)
 
     @property
     def segment(self) -> Segment:
@@ -261,8 +268,9 @@ class Session:
         self._stopped(Event.ESTOP, Who.ANYONE, why)
 
     def _take(self, operator: str) -> None:
-        driven = self.mode in POLICY_MODES
-        self._go(Event.HOLD, Who.OPERATOR)
+        driven = self.starving or self.mode in POLICY_MODES
+        if not self.starving:
+            self._go(Event.HOLD, Who.OPERATOR)
         self.paused, self.left_by = True, operator
         self.help = f"Held by {operator}; hand back to let it go on."
         if driven:
@@ -327,15 +335,13 @@ class Session:
 
     def _may_demonstrate(self) -> None:
         episode = self._episode
-        ready = episode is not None and episode.stage in {"ready", "running"}
-        if not ready or (episode and episode.assignment.purpose is not Purpose.COLLECT):
+        if episode is None or not episode.demonstrable:
             raise TransitionError(
                 "no demonstration is due",
                 got=f"{self.mode}, {episode.stage if episode else 'no episode'}",
                 todo="Wait until the robot says that it waits for one.",
             )
-        if episode is not None:
-            episode.stage = "running"
+        episode.stage = "running"
 
     def command(self, command: OperatorCommand) -> bool:
         """Whether this command of a person counts: right person, right life, newer than the last.
@@ -433,6 +439,14 @@ class Session:
         """A fresh plan is there."""
         if self.mode is Mode.HANDBACK:
             self._go(Event.DONE, Who.SESSION)
+        elif self.starving and self._episode:
+            self._let_act(self._episode)
+
+    def starved(self, why: str) -> None:
+        """No plan came in time: be still until one does, and ask for help if that takes long."""
+        if self.mode in POLICY_MODES:
+            self._go(Event.HOLD, Who.SESSION)
+            self._starving = why
 
     def rewound(self) -> None:
         """The rewind came to its end."""
@@ -562,6 +576,8 @@ class Session:
             self.effects.append(Begin(episode.assignment))
         elif episode.stage == "ready":
             self._run(episode)
+        elif self.starving and now - self._entered > self.config.starved_ms * MS:
+            self.plugin_failed(self._starving)
 
     def _want(self, now: int) -> None:
         if self._full:
@@ -571,16 +587,15 @@ class Session:
             self.effects.append(Want())
 
     def _run(self, episode: Episode) -> None:
-        if episode.assignment.purpose is Purpose.COLLECT:
-            self.help = "Waits for a demonstration."
-            return
-        if not self.armed:
-            self.help = f"Waits for version {episode.assignment.version} of its policy."
-            return
+        self.help = episode.waits_for(self.unready)
+        if not self.help:
+            self._let_act(episode)
+            episode.stage = "running"
+
+    def _let_act(self, episode: Episode) -> None:
         train = episode.assignment.purpose is Purpose.TRAIN
         self.help = ""
         self._go(Event.RUN if train else Event.EVALUATE, Who.SESSION)
-        episode.stage = "running"
 
     def _go(self, event: Event, who: Who) -> None:
         self._enter(follow(self.mode, event, who))
@@ -590,4 +605,4 @@ class Session:
             log.info("%s: %s -> %s", self.name, self.mode, mode)
         if self.mode is Mode.RESET and self._episode:
             self._episode.interrupt()
-        self.mode, self._entered = mode, self._wall.now_ns()
+        self.mode, self._entered, self._starving = mode, self._wall.now_ns(), ""

@@ -12,13 +12,15 @@ from typing import Protocol
 from user_system.core.clock import MS
 from user_system.core.errors import LeaseError, LinkError
 from user_system.core.interfaces import ResetPlan
-from user_system.core.modes import HUMAN_MODES, STOPPED_MODES, Mode
+from user_system.core.modes import HUMAN_MODES, POLICY_MODES, STOPPED_MODES, Mode
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, End, Purpose, Segment
 from user_system.edge import effects as do
 from user_system.edge.acting import ActingWeights
 from user_system.edge.adder import Totals
-from user_system.edge.arbiter import Arbiter, Chunks, Proposal
+from user_system.edge.advisor import Advisor
+from user_system.edge.arbiter import Arbiter
+from user_system.edge.chunks import Proposal
 from user_system.edge.driver_link import DriverLink
 from user_system.edge.messages import (
     Answer,
@@ -35,7 +37,15 @@ from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
-from user_system.edge.worker_client import Advice, Failure, Loaded, WorkerClient
+from user_system.edge.worker_client import (
+    Acting,
+    Advice,
+    Away,
+    Failure,
+    Loaded,
+    Plans,
+    WorkerClient,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +83,8 @@ class StationConfig:
     """Rate at which a driving person's motion is passed on."""
     hang_s: float = 1.0
     """Silence of a worker that was asked after which it counts as hung."""
+    think_s: float = 10.0
+    """Time that a policy may take for an action chunk before it counts as hung."""
     begin_s: float = 10.0
     """Time for it to prepare an episode."""
     person_s: float = 0.04
@@ -100,8 +112,6 @@ class Counters:
     periods: int = 0
     overruns: int = 0
     """Periods whose reading was waiting already: the loop was late."""
-    unplanned: int = 0
-    """Steps in which the policy should have acted and had no plan in time."""
     refused_commands: int = 0
     step_ms: float = 0.0
     """Wall time from reading to command, moving average."""
@@ -143,7 +153,7 @@ class Station:
         self.config = config or StationConfig()
         self.counters = Counters()
         self.periods = Periods(spec.control_hz)
-        self.chunks = Chunks()
+        self.advisor = Advisor(spec, policy)
         self.open = True
         self.hung = False
         """The worker hangs and is to be killed; False again once its link is gone."""
@@ -152,7 +162,6 @@ class Station:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inbox: collections.deque[Heard] = collections.deque()
         self._queue: collections.deque[Telemetry] = collections.deque()
-        self._advice: dict[int, Advice] = {}
         self._begun: Assignment | None = None
         self._seen_at = time.monotonic()
         self._worker_up = False
@@ -231,7 +240,9 @@ class Station:
 
     def _let_time_pass(self) -> None:
         self.session.spool_full(self.recorder.full)
-        self.session.armed = self._pinned in {0, self.weights.version}
+        self.session.unready = self.advisor.away
+        if self._pinned not in {0, self.weights.version} and not self.advisor.away:
+            self.session.unready = f"Waits for version {self._pinned} of its policy."
         self.session.tick()
         self._perform()
         if not self.session.recording:
@@ -260,17 +271,19 @@ class Station:
     def advise(self, seen: Telemetry, executed: Array | None) -> list[Advice]:
         """Ask the worker about the step that begins; return all that it said in time."""
         if not self.session.judged:
-            self._advice.clear()
+            self.advisor.forget()
             return []
-        if self.session.mode is not self.arbiter.mode:
-            self.chunks.flush()
-        execute = self.worker.spec.execute if self.worker.spec else 1
-        plan = self.session.wants_plan and self.chunks.due(execute) and not self._queue
+        step, starving = self.recorder.step, self.session.starving
+        if self.session.mode is not self.arbiter.mode and not starving:
+            self.advisor.chunks.flush(step)
+        plan = self.session.wants_plan and self.advisor.due(step, seen) and not self._queue
         if plan or not self.session.wants_plan:  # a person drives: hand-backs find the newest
             self._load_weights()
+        if plan:
+            self.advisor.asked(step, seen)
         segment = self.recorder.segment
         self.worker.step(
-            self.recorder.step,
+            step,
             seen.reading.fields,
             executed,
             segment,
@@ -278,7 +291,7 @@ class Station:
             mode="eval" if self._purpose is Purpose.EVAL else "explore",
             plan=plan,
         )
-        return self._wait_for_advice(self.recorder.step)
+        return self._wait_for_advice(step, plan=plan and self.advisor.chunks.prompt)
 
     @property
     def _purpose(self) -> Purpose | None:
@@ -293,13 +306,13 @@ class Station:
         if self._worker_up and (ready := self.weights.due(self._pinned)) is not None:
             self.worker.load(ready.version, ready.path)
 
-    def _wait_for_advice(self, step: int) -> list[Advice]:
+    def _wait_for_advice(self, step: int, *, plan: bool) -> list[Advice]:
         """Wait for the answer about ``step`` within the policy's budget, awake to stops."""
         budget = self.worker.spec.budget_ms / 1000 if self.worker.spec else 0.0
         deadline = time.monotonic() + budget
         mode = self.session.mode
         late = bool(self._queue) or self.worker.silent_s > budget
-        while step not in self._advice and self.session.mode is mode:
+        while not self.advisor.answered(step, plan=plan) and self.session.mode is mode:
             remaining = 0.0 if late else deadline - time.monotonic()
             if remaining > 0:
                 self._sleep(self.worker.fileno(), remaining)
@@ -307,9 +320,7 @@ class Station:
             self._listen_to_worker()
             if remaining <= 0:
                 break
-        said = [self._advice[key] for key in sorted(self._advice)]
-        self._advice.clear()
-        return said
+        return self.advisor.take()
 
     def decide(self, said: list[Advice]) -> Step:
         """Let the session follow what the worker said, and settle what the next step is."""
@@ -317,15 +328,14 @@ class Station:
             if advice.judgement is not None and self.recorder.recording:
                 self.recorder.judge(advice.step - 1, advice.judgement.reward)
                 self.session.judge(advice.step - 1, advice.judgement)
-            if advice.plan is not None and advice.step == self.recorder.step:
-                self.chunks.take(advice.plan)
-                self.session.planned()
+        if self.advisor.settle(self.recorder.step):
+            self.session.planned()
         self._perform()
-        mode = self.session.mode
-        proposal = self.chunks.next() if self.session.wants_plan else None
-        if mode in {Mode.AUTO, Mode.EVAL} and proposal is None:
-            self.counters.unplanned += 1
-        index = self.recorder.step if self.session.recording else None
+        at = self.recorder.step
+        proposal = self.advisor.propose(at, wanted=self.session.wants_plan)
+        if self.session.mode in POLICY_MODES and (why := self.advisor.starves(at, self.last)):
+            self.session.starved(why)
+        mode, index = self.session.mode, at if self.session.recording else None
         return Step(mode, self.session.segment, index, proposal, self.session.operator)
 
     def arbitrate(self, seen: Telemetry, step: Step) -> Array:
@@ -358,6 +368,8 @@ class Station:
             self._play()
         else:
             self._send(target)
+            if self.arbiter.mode in POLICY_MODES:
+                self.advisor.executes(self.driver.clock.now_ns())
 
     @property
     def _turns(self) -> bool:
@@ -448,8 +460,13 @@ class Station:
     def _listen_to_worker(self) -> None:
         for news in self.worker.poll():
             match news:
-                case Advice():
-                    self._advice[news.step] = news
+                case Advice() | Plans():
+                    self.advisor.hear(news)
+                case Away():
+                    self.advisor.hear(news)
+                    self.session.trouble(news.why)
+                case Acting():
+                    self.weights.acts(news.version)
                 case ResetPlan():
                     self.session.begun(news)
                 case Failure():
@@ -470,9 +487,14 @@ class Station:
             return
         if not self._worker_up and not self.hung:
             self._worker_up = True
+            if self.worker.spec is not None:
+                self.advisor.chunks.follow(self.worker.spec)
             self.session.worker_ready()
         patience = self.config.hang_s if self.session.recording else self.config.begin_s
-        if self._worker_up and self.worker.silent_s > patience:
+        hangs = self.worker.silent_s > patience
+        if self.worker.thinking_s > self.config.think_s:
+            hangs, patience = True, self.config.think_s
+        if self._worker_up and hangs:
             self._worker_up, self.hung = False, True
             self.weights.worker_lost()
             why = f"policy {self.policy!r} or task {self.task!r} hangs, silent for {patience:.1f} s"
@@ -487,7 +509,7 @@ class Station:
             match effect:
                 case do.Begin():
                     self._begun = effect.assignment
-                    self.chunks.restart()
+                    self.advisor.begin()
                     self.worker.begin(effect.assignment)
                     if not self.weights.knows(effect.assignment.version):
                         self.outside.need(self.session.name, effect.assignment.version)
@@ -495,7 +517,7 @@ class Station:
                     number = self.driver.scene(effect.seed, effect.options)
                     self.session.scene_as(number)
                 case do.Replan():
-                    self.chunks.flush()
+                    self.advisor.chunks.flush(self.recorder.step)
                     self.worker.handed_back()
                 case do.Finish():
                     self._finish(effect)
@@ -550,6 +572,7 @@ class Station:
             **self.recorder.stats(),
             **self.periods.stats(),
             **self.weights.stats(),
+            **self.advisor.stats(),
             **self.worker.stats(),
             **self.driver.figures,
             "takeovers": float(self.session.takeovers),

@@ -7,7 +7,7 @@ everything it says, so that what was meant for a life that ended is not obeyed b
     agent  -> driver   command stop release scene pace close
     driver -> agent    hello reading failed figures
     agent  -> worker   begin step handback load close
-    worker -> agent    hello begun answer loaded failed
+    worker -> agent    hello begun answer plan unplanned loaded acts away failed
 """
 
 from collections.abc import Mapping

@@ -4,6 +4,10 @@ It serves all robots of one policy, each with a policy and a task object of its 
 plugin does ends here: what it raises, and answers that are not what was declared, go back as a text
 that names it; if it hangs, nobody but this process does. Requests of a robot are served in order;
 a plan that newer requests have already overtaken is not computed.
+
+A policy whose plans are action chunks answers in its own time, in a thread of its own or at the
+head: the question is answered at once, with the judgement of the step that ended, and the plan
+follows as a message of its own.
 """
 
 import logging
@@ -13,19 +17,34 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from user_system.codec import weights as weights_codec
-from user_system.core.errors import PluginError, StoreError
+from user_system.core.errors import PluginError
 from user_system.core.interfaces import Judgement, Policy, Task
 from user_system.core.priority import prefer
 from user_system.core.specs import PolicySpec
-from user_system.core.types import Array, Observation, Plan, Purpose, Segment, Weights
+from user_system.core.types import Array, Observation, Purpose, Segment
 from user_system.edge import wire
+from user_system.edge.mind import Mind, guarded
+from user_system.edge.planners import (
+    Acts,
+    Apart,
+    Away,
+    Failed,
+    Inline,
+    Planned,
+    Planner,
+    Ready,
+    Said,
+    Tell,
+    Took,
+    Unplanned,
+)
 from user_system.edge.rings import Duplex
 
 log = logging.getLogger(__name__)
@@ -44,6 +63,8 @@ class SeatConfig:
     make_policy: Callable[[], Policy]
     make_task: Callable[[], Task]
     ring_bytes: int = 4 << 20
+    away: Callable[[Tell], Planner] | None = None
+    """Makes the way to a policy that acts elsewhere; None: it is made and acts here."""
 
 
 class Seat:
@@ -52,21 +73,21 @@ class Seat:
     Args:
         config: names and builders.
         boot: id of this life of the worker.
+        wake: eventfd that is written when a policy that answers later has answered.
     """
 
-    def __init__(self, config: SeatConfig, boot: str):
-        self.config, self.boot = config, boot
+    def __init__(self, config: SeatConfig, boot: str, wake: int):
+        self.config, self.boot, self._wake = config, boot, wake
         self.link = Duplex(config.socket, "listen", config.ring_bytes)
         self.served = self.failures = 0
-        self._policy: Policy
+        self._planner: Planner | None = None
         self._task: Task
-        self._spec: PolicySpec
+        self._spec: PolicySpec | None = None
+        self._said: deque[Said] = deque()
         self._episode = ""
-        self._seed = 0
         self._before: Observation | None = None
         self._at = -1
         """Step whose question came last; one that was lost must not be judged by its neighbour."""
-        self._past: deque[Observation] = deque(maxlen=1)
         self._greeted = 0
 
     def open(self) -> None:
@@ -76,26 +97,46 @@ class Seat:
             PluginError: one of them cannot be built.
         """
         config = self.config
-        self._policy = self._guard(config.policy_name, "be built", config.make_policy)
-        self._task = self._guard(config.task_name, "be built", config.make_task)
-        self._spec = self._guard(config.policy_name, "tell its spec", lambda: self._policy.spec)
-        self._past = deque(maxlen=self._spec.history)
+        if config.away is not None:
+            self._planner = config.away(self._tell)
+        else:
+            mind = Mind(config.policy_name, config.make_policy)
+            self._spec = mind.spec
+            # Plans of one action are wanted now or not at all.
+            make = Apart if mind.spec.horizon > 1 else Inline
+            self._planner = make(mind, self._tell)
+        self._task = guarded(config.task_name, "be built", config.make_task)
         self.link.open()
 
-    def _guard(self, plugin: str, doing: str, call: Callable[[], Any]) -> Any:
-        """Run plugin code; whatever it raises comes out as an error that names it."""
-        try:
-            return call()
-        except Exception as error:
-            log.exception("plugin %s", plugin)
-            text = f"{type(error).__name__}: {error}"
-            raise PluginError(f"plugin {plugin!r} could not {doing}", got=text) from error
+    def close(self) -> None:
+        """Hang up."""
+        if self._planner is not None:
+            self._planner.close()
+        self.link.close()
+
+    def _tell(self, said: Said) -> None:
+        """Take what a planner says; thread-safe."""
+        self._said.append(said)
+        os.eventfd_write(self._wake, 1)
+
+    @property
+    def planner(self) -> Planner:
+        """The robot's policy.
+
+        Raises:
+            PluginError: the seat is not open.
+        """
+        if self._planner is None:
+            raise PluginError(f"policy {self.config.policy_name!r} is not built yet")
+        return self._planner
 
     def serve(self) -> None:
         """Serve everything that waits."""
         while (message := self.link.receive()) is not None:
             self._serve(*message)
-        if self._greeted != self.link.connects:
+        while self._said:
+            self._pass_on(self._said.popleft())
+        if self._spec is not None and self._greeted != self.link.connects:
             greeting = wire.Hello(self.boot, os.getpid(), wire.spec_to_json(self._spec))
             if self.link.send(greeting.message()):
                 self._greeted = self.link.connects
@@ -110,59 +151,55 @@ class Seat:
                 case "step":
                     self._step(meta, arrays)
                 case "handback":
-                    self._reset("handback")
+                    self.planner.replan()
                 case "load":
-                    self._load(meta)
+                    self.planner.load(int(meta["version"]), str(meta["path"]))
             self.served += 1
         except PluginError as error:
-            self.failures += 1
-            where = {"episode": self._episode, "step": meta.get("step")}
-            self.link.send({"k": "failed", "error": str(error), **where})
+            self._fail(str(error), self._episode, step=meta.get("step"))
 
-    def _reset(self, reason: Any) -> None:
-        name = self.config.policy_name
-        self._guard(name, "reset", lambda: self._policy.reset(seed=self._seed, reason=reason))
+    def _fail(self, error: str, episode: str, **where: Any) -> None:
+        self.failures += 1
+        self.link.send({"k": "failed", "error": error, "episode": episode, **where})
 
     def _begin(self, meta: Mapping[str, Any]) -> None:
-        self._episode, self._seed = str(meta["episode"]), int(meta["seed"])
+        self._episode, seed = str(meta["episode"]), int(meta["seed"])
         self._before, self._at = None, -1
-        self._past.clear()
         purpose = Purpose(meta["purpose"])
-        self._reset("episode")
-        plan = self._guard(
+        self.planner.begin(self._episode, seed, int(meta["version"]))
+        plan = guarded(
             self.config.task_name,
             "reset",
-            lambda: asdict(self._task.reset(seed=self._seed, purpose=purpose)),
+            lambda: asdict(self._task.reset(seed=seed, purpose=purpose)),
         )
         self.link.send({"k": "begun", "episode": self._episode, **plan})
 
     def _step(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         if meta["episode"] != self._episode:
             return
+        step, planner = int(meta["step"]), self.planner
         observation = wire.unprefixed(arrays, wire.OBSERVATION)
-        answer: dict[str, Any] = {"k": "answer", "episode": self._episode, "step": meta["step"]}
+        answer: dict[str, Any] = {"k": "answer", "episode": self._episode, "step": step}
         blocks: dict[str, Array] = {}
-        follows, self._at = int(meta["step"]) == self._at + 1, int(meta["step"])
+        follows, self._at = step == self._at + 1, step
         if "executed" in arrays and self._before is not None and follows:
             answer["judgement"] = asdict(self._judge(meta, arrays["executed"], observation))
         self._before = observation
-        self._remember(observation)
-        if meta["plan"] and not self.link.pending:
-            plan = self._act(meta["mode"])
-            answer["plan"] = {"version": plan.version, "confidence": plan.confidence}
-            blocks = {"actions": plan.actions, **wire.prefixed(plan.extras, wire.EXTRA)}
+        planner.saw(step, observation)
+        if meta["plan"] and (planner.later or not self.link.pending):
+            answer["later"] = planner.later
+            if (planned := planner.ask(step, meta["mode"])) is not None:
+                answer["plan"], blocks = _plan(planned)
         self.link.send(answer, blocks)
 
     def _judge(self, meta: Mapping[str, Any], executed: Array, after: Observation) -> Judgement:
         before = self._before
         if before is None:
             raise ValueError("nothing to judge")
-        segment, clock = Segment(meta["segment"]), int(meta["clock"])
+        clock = int(meta["clock"])
         name, task = self.config.task_name, self._task
-        self._guard(
-            self.config.policy_name, "observe", lambda: self._policy.observe(executed, segment)
-        )
-        judgement = self._guard(name, "judge", lambda: task.judge(before, executed, after, clock))
+        self.planner.executed(executed, Segment(meta["segment"]))
+        judgement = guarded(name, "judge", lambda: task.judge(before, executed, after, clock))
         if not isinstance(judgement, Judgement) or np.isinf(judgement.reward):
             allowed = "a Judgement with a finite or NaN reward"
             raise PluginError(f"plugin {name!r} judged nonsense", got=judgement, allowed=allowed)
@@ -171,56 +208,46 @@ class Seat:
             float(judgement.reward), bool(judgement.terminated), bool(judgement.timeout), success
         )
 
-    def _remember(self, observation: Observation) -> None:
-        self._past.append(observation)
-        while len(self._past) < self._spec.history:
-            self._past.appendleft(observation)
+    def _pass_on(self, said: Said) -> None:
+        """Tell the agent what a planner said in its own time."""
+        match said:
+            case Planned(episode, step, _, _):
+                facts, blocks = _plan(said)
+                about = {"k": "plan", "episode": episode, "step": step, "plan": facts}
+                self.link.send(about, blocks)
+            case Unplanned(episode, step):
+                self.link.send({"k": "unplanned", "episode": episode, "step": step})
+            case Failed(episode, error):
+                self._fail(error, episode)
+            case Took(version, error):
+                self.link.send({"k": "loaded", "version": version, "error": error})
+            case Acts(version):
+                self.link.send({"k": "acts", "version": version})
+            case Away(why):
+                self.link.send({"k": "away", "why": why})
+            case Ready(spec):
+                self._meet(spec)
 
-    def _act(self, mode: Any) -> Plan:
-        """Ask for a plan of the present observation, or of the last ``To``, oldest first."""
-        spec, name = self._spec, self.config.policy_name
-        wanted = {key: self._past[-1][key] for key in spec.observation}
-        if spec.history > 1:
-            wanted = {key: np.stack([past[key] for past in self._past]) for key in wanted}
-        plan = self._guard(name, "act", lambda: self._policy.act(wanted, mode=mode))
-        return checked_plan(plan, spec, name)
+    def _meet(self, spec: PolicySpec) -> None:
+        """Take note of what a policy elsewhere sees and answers.
 
-    def _load(self, meta: Mapping[str, Any]) -> None:
-        """Load weights from a file; refused ones change nothing."""
-        name, version, error = self.config.policy_name, int(meta["version"]), ""
-        try:
-            weights = Weights(**weights_codec.load(Path(meta["path"])))
-            self._guard(name, f"load version {version}", lambda: self._policy.load(weights))
-        except (PluginError, StoreError, TypeError) as refused:
-            error = str(refused)
-        self.link.send({"k": "loaded", "version": version, "error": error})
+        Raises:
+            PluginError: it was another before; a new life of this worker begins with the new one.
+        """
+        if self._spec is not None and spec != self._spec:
+            name = self.config.policy_name
+            raise PluginError(f"policy {name!r} at the head has another specification now")
+        self._spec = spec
 
 
-def checked_plan(plan: object, spec: PolicySpec, name: str) -> Plan:
-    """Return ``plan`` with the dtypes and shapes that ``spec`` declares.
-
-    Raises:
-        PluginError: it is not such a plan, or not finite.
-    """
-    shape = (spec.horizon, len(spec.action))
-    if not isinstance(plan, Plan) or np.shape(plan.actions) != shape:
-        got = np.shape(plan.actions) if isinstance(plan, Plan) else type(plan).__name__
-        raise PluginError(
-            f"plugin {name!r} answered no plan", got=got, allowed=f"actions of shape {shape}"
-        )
-    actions = np.asarray(plan.actions, np.float32)
-    if not np.isfinite(actions).all():
-        raise PluginError(f"plugin {name!r} acted nonsense", got=actions, allowed="finite numbers")
-    extras = {}
-    for key, field in spec.extras.items():
-        try:
-            value = np.asarray(plan.extras[key], field.dtype)
-            extras[key] = np.broadcast_to(value, (spec.horizon, *field.shape))
-        except (KeyError, ValueError) as error:
-            raise PluginError(
-                f"plugin {name!r} gave another extra {key!r} than declared", got=error
-            ) from error
-    return Plan(actions, int(plan.version), None, extras, plan.confidence)
+def _plan(planned: Planned) -> tuple[dict[str, Any], dict[str, Array]]:
+    plan = planned.plan
+    facts = {
+        "version": plan.version,
+        "confidence": plan.confidence,
+        "took_ms": planned.took_ms,
+    }
+    return facts, {"actions": plan.actions, **wire.prefixed(plan.extras, wire.EXTRA)}
 
 
 class WorkerServer:
@@ -234,7 +261,8 @@ class WorkerServer:
 
     def __init__(self, seats: list[SeatConfig], orphan_after_s: float = 20.0, priority: int = 5):
         self.boot = uuid.uuid4().hex[:12]
-        self.seats = [Seat(seat, self.boot) for seat in seats]
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.seats = [Seat(seat, self.boot, self._wake) for seat in seats]
         self._orphan_after_s, self._priority = orphan_after_s, priority
         self._running = True
 
@@ -245,6 +273,7 @@ class WorkerServer:
             PluginError: one cannot be built; the process ends and its agent says so.
         """
         poller = select.epoll()
+        poller.register(self._wake, select.EPOLLIN)
         try:
             for seat in self.seats:
                 seat.open()
@@ -254,6 +283,8 @@ class WorkerServer:
             heard = time.monotonic()
             while self._running:
                 poller.poll(0.5)
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
                 for seat in self.seats:
                     seat.serve()
                 if any(seat.link.connected for seat in self.seats):
@@ -264,7 +295,7 @@ class WorkerServer:
         finally:
             poller.close()
             for seat in self.seats:
-                seat.link.close()
+                seat.close()
 
     def stop(self) -> None:
         """Let ``run`` return soon; may be called from a signal handler."""

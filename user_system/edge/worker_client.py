@@ -1,7 +1,8 @@
 """The agent's end of a policy worker: questions out, advice in, and how long it has been silent.
 
 Questions are never taken back: each period's observation is sent, so the worker judges every step,
-and an answer that comes late still brings the judgement of its step. One thread's business.
+and an answer that comes late still brings the judgement of its step. A plan comes with the answer,
+or by itself (``Plans``) where the policy answers in its own time. One thread's business.
 """
 
 import time
@@ -26,6 +27,33 @@ class Advice:
     judgement: Judgement | None = None
     """Of the step before, ``step - 1``."""
     plan: Plan | None = None
+    took_ms: float = 0.0
+    """Wall time that the plan took."""
+    later: bool = False
+    """The plan that was asked for comes by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """The plan that was asked for in step ``step`` came, or will not come (None)."""
+
+    step: int
+    plan: Plan | None
+    took_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """Version that acts from the next plan on, where the head chooses it."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """The policy acts elsewhere and cannot be reached, and why; empty: it can be again."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +71,7 @@ class Loaded:
     error: str
 
 
-News = Advice | Failure | Loaded | ResetPlan
+News = Advice | Plans | Acting | Away | Failure | Loaded | ResetPlan
 
 
 class WorkerClient:
@@ -58,6 +86,8 @@ class WorkerClient:
         self._peer = Peer(duplex, "worker", retry_s)
         self._episode = ""
         self._asked: dict[str, float] = {}
+        self._thinking: dict[int, float] = {}
+        """Steps whose plans are thought of in the worker, and since when."""
         self.spec: PolicySpec | None = None
         """Specification of the policy, once any worker greeted."""
 
@@ -71,6 +101,11 @@ class WorkerClient:
         """Wall seconds since the oldest question that is not answered yet."""
         return time.monotonic() - min(self._asked.values()) if self._asked else 0.0
 
+    @property
+    def thinking_s(self) -> float:
+        """Wall seconds since the oldest question whose plan the worker still thinks of."""
+        return time.monotonic() - min(self._thinking.values()) if self._thinking else 0.0
+
     def fileno(self) -> int | None:
         """File descriptor to wait on, or None while there is none."""
         return self._peer.fileno()
@@ -82,14 +117,20 @@ class WorkerClient:
     def _read(self, meta: dict[str, Any], arrays: Mapping[str, Array]) -> News | None:
         if meta["k"] == "hello":
             self.spec = wire.policy_spec(wire.hello(meta).spec)
-            self._asked.clear()
+            self._forget()
             return None
+        if meta["k"] == "away":  # it greets once it knows the policy
+            return Away(meta["why"])
         if self._peer.hello is None:
             return None
-        if meta["k"] == "loaded":
-            return Loaded(meta["version"], meta["error"])
-        if meta.get("episode") != self._episode:
-            return None
+        match meta["k"]:
+            case "loaded":
+                return Loaded(meta["version"], meta["error"])
+            case "acts":
+                return Acting(meta["version"])
+        return self._of_episode(meta, arrays) if meta.get("episode") == self._episode else None
+
+    def _of_episode(self, meta: dict[str, Any], arrays: Mapping[str, Array]) -> News | None:
         match meta["k"]:
             case "begun":
                 self._asked.pop("begin", None)
@@ -97,21 +138,29 @@ class WorkerClient:
                 return ResetPlan(waypoints, meta["scene"], meta["speed"])
             case "answer":
                 self._asked.pop(f"step {meta['step']}", None)
+                if meta.get("later") == "here":  # at the head others watch over it
+                    self._thinking[meta["step"]] = time.monotonic()
                 return _advice(meta, arrays)
+            case "plan" | "unplanned":
+                self._thinking.pop(meta["step"], None)
+                plan, took_ms = _plan(meta, arrays)
+                return Plans(meta["step"], plan, took_ms)
             case "failed":
-                self._asked.clear()
+                self._forget()
                 return Failure(meta["error"])
         return None
 
     def begin(self, assignment: Assignment) -> None:
         """Ask how the episode begins; from now on only it is spoken of."""
         self._episode = assignment.episode
-        self._asked = {"begin": time.monotonic()}
+        self._forget()
+        self._asked["begin"] = time.monotonic()
         self._peer.tell(
             "begin",
             episode=assignment.episode,
             seed=assignment.seed,
             purpose=int(assignment.purpose),
+            version=assignment.version,
         )
 
     def step(
@@ -164,7 +213,11 @@ class WorkerClient:
     def forget(self) -> None:
         """Expect nothing any more: the episode is over."""
         self._episode = ""
+        self._forget()
+
+    def _forget(self) -> None:
         self._asked.clear()
+        self._thinking.clear()
 
     def stats(self) -> dict[str, float]:
         """Return counters and gauges."""
@@ -177,8 +230,12 @@ class WorkerClient:
 
 def _advice(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Advice:
     judgement = Judgement(**meta["judgement"]) if "judgement" in meta else None
-    plan = None
-    if "plan" in meta:
-        extras = wire.unprefixed(arrays, wire.EXTRA)
-        plan = Plan(arrays["actions"], meta["plan"]["version"], None, extras)
-    return Advice(meta["step"], judgement, plan)
+    plan, took_ms = _plan(meta, arrays)
+    return Advice(meta["step"], judgement, plan, took_ms, bool(meta.get("later")))
+
+
+def _plan(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[Plan | None, float]:
+    if "plan" not in meta:
+        return None, 0.0
+    extras, facts = wire.unprefixed(arrays, wire.EXTRA), meta["plan"]
+    return Plan(arrays["actions"], facts["version"], None, extras), facts["took_ms"]
