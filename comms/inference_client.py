@@ -25,8 +25,8 @@ _CAP_S = 1.0
 class Listener(Protocol):
     """Whoever asks for plans. Called from the link's thread."""
 
-    def opening(self) -> Sequence[pb.InferenceRequest]:
-        """Return what a new stream must know, after the greeting; questions follow it."""
+    def opened(self) -> None:
+        """There is a new stream; nothing is sent on it before ``resume`` is called."""
 
     def heard(self, reply: pb.InferenceReply) -> None:
         """The policy said something; never a beat."""
@@ -58,6 +58,7 @@ class InferenceLink:
         self._listener, self._silence_s = listener, silence_s
         self._lock = threading.Lock()
         self._outgoing: SimpleQueue[pb.InferenceRequest | None] | None = None
+        self._opened: SimpleQueue[pb.InferenceRequest | None] | None = None
         self._call: Any = None  # a grpc.Call, whose stub is not typed
         backoff = Backoff(0.05, _CAP_S, 5.0)
         self._link = Reconnecting(f"policy of {robot}", self._hold, backoff)
@@ -83,6 +84,15 @@ class InferenceLink:
             self._outgoing.put(request)
             return True
 
+    def resume(self, requests: Sequence[pb.InferenceRequest]) -> None:
+        """Send what the new stream must know; whatever is sent from now on follows it."""
+        with self._lock:
+            if self._opened is None:
+                return
+            for request in requests:
+                self._opened.put(request)
+            self._outgoing = self._opened
+
     def stats(self) -> dict[str, float]:
         """Return how often it was dialled."""
         return self._link.stats()
@@ -95,32 +105,29 @@ class InferenceLink:
         stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
         call = stub.Attach(_requests(outgoing))
         with self._lock:
-            self._call = call
+            self._call, self._opened = call, outgoing
         why: UserSystemError = LinkError(f"the policy of {self._actor!r} hung up")
         try:
             if not self._link.closing.is_set():
-                self._take(call, outgoing)
+                self._take(call)
         except grpc.RpcError as error:
             why = received(error, f"reach the policy of actor {self._actor!r} at the head")
         except UserSystemError as error:
             why = error
         finally:
             with self._lock:
-                self._outgoing = self._call = None
+                self._outgoing = self._opened = self._call = None
             outgoing.put(None)
             call.cancel()
             self._listener.broke(str(why))
         raise why
 
-    def _take(self, call: Any, outgoing: "SimpleQueue[pb.InferenceRequest | None]") -> None:
+    def _take(self, call: Any) -> None:
         for reply in listen(call, f"the policy of actor {self._actor!r}", self._silence_s):
             if reply.HasField("ready"):
                 self._link.up()
                 self._listener.heard(reply)
-                with self._lock:
-                    for request in self._listener.opening():
-                        outgoing.put(request)
-                    self._outgoing = outgoing
+                self._listener.opened()
             elif not reply.HasField("beat"):
                 self._listener.heard(reply)
 

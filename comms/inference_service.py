@@ -28,6 +28,7 @@ from comms.pb import inference_pb2_grpc
 from comms.security import identify
 from comms.silence import speak
 from user_system.core.errors import LinkError, SecurityError, SpecError, UserSystemError
+from user_system.core.interfaces import ActMode
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Desk(Protocol):
     def replan(self, executed: Executed) -> None:
         """A person handed back."""
 
-    def ask(self, episode: str, step: int, mode: str, asked: Asked) -> None:
+    def ask(self, episode: str, step: int, mode: ActMode, asked: Asked) -> None:
         """A plan is wanted."""
 
 
@@ -126,11 +127,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return  # over before it began
         self._open(robot, outgoing)
         try:
-            ready = pb.InferenceReady(content=spec_to_bytes(dict(desk.spec)))  # type: ignore[arg-type]
+            ready = pb.InferenceReady(content=spec_to_bytes(dict(desk.spec)))
             outgoing.put(pb.InferenceReply(ready=ready))
             desk.attach(outgoing)
             args = robot, desk, outgoing, request_iterator
-            threading.Thread(target=self._read, args=args, name=f"asks of {robot}", daemon=True).start()
+            threading.Thread(
+                target=self._read, args=args, name=f"asks of {robot}", daemon=True
+            ).start()
             yield from speak(outgoing, _BEAT)
         finally:
             desk.detach(outgoing)
@@ -141,7 +144,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     def _robot(self, peer: Peer, first: pb.InferenceRequest | None) -> str:
         """Return whose plans are wanted, if this peer may have them."""
         if first is None or not first.HasField("hello"):
-            raise SpecError("a stream begins with a hello", got=first and first.WhichOneof("message"))
+            raise SpecError(
+                "a stream begins with a hello", got=first and first.WhichOneof("message")
+            )
         robot = first.hello.robot
         if self._hosts.get(robot) != peer.name:
             self._figures["refused"] += 1
@@ -211,7 +216,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                     raise SpecError("no such mode", got=ask.mode[:32], allowed="explore, eval")
                 self._figures["asks"] += 1
                 asked = ask_from_bytes(ask.content, desk.fields, desk.actions)
-                desk.ask(_episode(ask.episode), ask.step, ask.mode, asked)
+                mode: ActMode = "eval" if ask.mode == "eval" else "explore"
+                desk.ask(_episode(ask.episode), ask.step, mode, asked)
             case other:
                 raise SpecError("nothing that a stream goes on with", got=other)
 

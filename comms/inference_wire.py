@@ -86,7 +86,8 @@ def ask_to_bytes(asked: Asked, packing: Packing) -> bytes:
     Raises:
         SpecError: it is too large for one message.
     """
-    blocks, coded = _columns(asked.executed), {}
+    blocks = _columns(asked.executed)
+    coded: dict[str, arrays.Json] = {}
     for index, (_, observation) in enumerate(asked.seen):
         for field, value in observation.items():
             name = f"o/{index}/{field}"
@@ -96,8 +97,8 @@ def ask_to_bytes(asked: Asked, packing: Packing) -> bytes:
                 blocks[name] = np.frombuffer(data, np.uint8)
             else:
                 blocks[name] = value
-    meta = {"steps": [step for step, _ in asked.seen], "images": coded}
-    content = arrays.pack(meta, blocks)
+    steps = [step for step, _ in asked.seen]
+    content = arrays.pack({"steps": steps, "images": coded}, blocks)
     if len(content) + _ROOM > MAX_MESSAGE:
         raise SpecError(
             "observations are too large for one message to the head",
@@ -117,9 +118,10 @@ def ask_from_bytes(content: bytes, fields: Fields, actions: int) -> Asked:
     """
     meta, blocks = arrays.unpack(content, max_bytes=MAX_MESSAGE, max_header=MAX_HEADER)
     steps, coded = meta.get("steps"), meta.get("images")
-    numbers = isinstance(steps, list) and all(type(s) is int and s >= 0 for s in steps)
-    if not numbers or not isinstance(coded, dict) or len(steps) > MAX_SEEN:
+    if not isinstance(steps, list) or not isinstance(coded, dict) or len(steps) > MAX_SEEN:
         raise DamageError("a question has the wrong form", got=sorted(meta))
+    if not all(type(step) is int and step >= 0 for step in steps):
+        raise DamageError("steps of a question are not counts")
     seen = [(step, _observation(i, blocks, coded, fields)) for i, step in enumerate(steps)]
     return Asked(tuple(seen), _rows(blocks, actions))
 

@@ -65,6 +65,8 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Data/Attach": frozenset({Role.LEARNER, Role.ENGINEER}),
     # A host with a replay shard of its own; learners that want it come through Data/Attach.
     "/user_system.v1.Shards/Offer": frozenset({Role.ROBOT}),
+    # The service serves each robot to its own host only.
+    "/user_system.v1.Inference/Attach": frozenset({Role.ROBOT}),
     "/user_system.v1.WeightStore/Offer": frozenset({Role.LEARNER}),
     "/user_system.v1.WeightStore/Put": frozenset({Role.LEARNER}),
     "/user_system.v1.WeightStore/Get": EVERYBODY - {Role.VIEWER},

@@ -11,7 +11,7 @@ would otherwise delay the other.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     import grpc
     import zmq
 
-Service = Literal["hub", "weights", "replay", "reader"]
-"""``weights`` is answered by the hub too, on a connection of its own."""
+Service = Literal["hub", "weights", "replay", "reader"] | str
+"""``weights`` is answered by the hub too, on a connection of its own; ``policy:<actor>`` is the
+policy of an actor that runs at the head."""
 
 URGENT: tuple[str, ...] = ("hub", "fresh")
 BULK: tuple[str, ...] = ("weights", "replay", "reader")
-"""What shares a way where a kind has one way per class, as ssh does."""
+"""What shares a way where a kind has one way per class, as ssh does; policies are urgent."""
 
 MAX_MESSAGE = 16 << 20
 """Largest gRPC message in bytes, checked by gRPC before it allocates."""
@@ -73,14 +74,23 @@ class Endpoints:
     fresh: str = "127.0.0.1:7402"
     reader: str = "127.0.0.1:7403"
     """Only where learners draw over the network."""
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Actor -> where its policy listens, of actors that run at the head."""
 
     def __post_init__(self) -> None:
-        for name in ("hub", "replay", "fresh", "reader"):
-            host, colon, port = getattr(self, name).rpartition(":")
+        for name, address in self.services.items():
+            host, colon, port = address.rpartition(":")
             if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
                 raise ConfigError(
-                    f"endpoint {name!r} is no address", got=getattr(self, name), allowed="host:port"
+                    f"endpoint {name!r} is no address", got=address, allowed="host:port"
                 )
+
+    @property
+    def services(self) -> dict[str, str]:
+        """Service -> where it listens; the fresh lane among them."""
+        own = {"hub": self.hub, "fresh": self.fresh, "replay": self.replay, "reader": self.reader}
+        policies = {f"policy:{actor}": address for actor, address in self.policies.items()}
+        return {**own, "weights": self.hub, **policies}
 
 
 class Tunnel(Protocol):
@@ -142,11 +152,17 @@ class Dialler:
             self._turn_over(self._wallet())
             if service not in self._channels:
                 self._channels[service] = grpc.secure_channel(
-                    self._targets[service],
+                    self._target(service),
                     channel_credentials(self._shown),
                     options=self._options,
                 )
             return self._channels[service]
+
+    def _target(self, service: str) -> str:
+        if service not in self._targets:
+            allowed = ", ".join(self._targets)
+            raise ConfigError("no such service at the head", got=service, allowed=allowed)
+        return self._targets[service]
 
     def _turn_over(self, credentials: Credentials) -> None:
         if credentials is self._shown:
@@ -192,13 +208,7 @@ class DirectTunnel(Dialler):
     def __init__(
         self, endpoints: Endpoints, credentials: Credentials | Wallet, server_name: str = ""
     ):
-        targets = {
-            "hub": endpoints.hub,
-            "weights": endpoints.hub,
-            "replay": endpoints.replay,
-            "reader": endpoints.reader,
-            "fresh": f"tcp://{endpoints.fresh}",
-        }
+        targets = {**endpoints.services, "fresh": f"tcp://{endpoints.fresh}"}
         super().__init__(targets, credentials, server_name)
 
     def trouble(self) -> str:

@@ -39,10 +39,11 @@ class SshTunnel:
     ):
         # Short, since a socket's address holds 107 bytes, and ours alone (mode 0700).
         self._folder = Path(tempfile.mkdtemp(prefix="us-ssh-"))
-        sockets = {name: self._folder / name for name in (*URGENT, *BULK)}
-        seen = {name: getattr(endpoints, name) for name in ("hub", "fresh", "replay", "reader")}
-        seen["weights"] = endpoints.hub
-        self._urgent = _client("urgent", to, pki, {sockets[s]: seen[s] for s in URGENT})
+        seen = endpoints.services
+        # A colon would end the name of a socket where ssh reads it.
+        sockets = {name: self._folder / name.replace(":", "-") for name in seen}
+        urgent = [*URGENT, *(name for name in seen if name.startswith("policy:"))]
+        self._urgent = _client("urgent", to, pki, {sockets[s]: seen[s] for s in urgent})
         self._bulk = _client("bulk", to, pki, {sockets[s]: seen[s] for s in BULK})
         targets = {name: f"unix:{path}" for name, path in sockets.items()}
         targets["fresh"] = f"ipc://{sockets['fresh']}"

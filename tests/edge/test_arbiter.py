@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from user_system.core.errors import ConfigError
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import Mode
-from user_system.core.types import Plan, Reading
+from user_system.core.types import Reading
 from user_system.edge.arbiter import Arbiter, ArbiterConfig
 from user_system.edge.chunks import Proposal
 from user_system.edge.messages import OperatorCommand

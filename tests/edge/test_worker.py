@@ -9,8 +9,8 @@ from user_system.core.errors import PluginError
 from user_system.core.interfaces import Judgement, ResetPlan
 from user_system.core.types import Plan, Purpose, Segment
 from user_system.edge.messages import Assignment
-from user_system.edge.rings import Duplex
 from user_system.edge.mind import checked_plan
+from user_system.edge.rings import Duplex
 from user_system.edge.worker import SeatConfig, WorkerServer
 from user_system.edge.worker_client import Advice, Failure, Loaded, WorkerClient
 

@@ -4,20 +4,27 @@ The head first, then each robot host, then who uses them. Nothing here starts or
 ``user-system plan`` prints exactly what ``user-system up`` would start.
 """
 
+import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from comms.tunnel import Endpoints
 from user_system.cluster import configs, resources, tunnels
 from user_system.cluster.configs import LinkConfig, PluginConfig
 from user_system.cluster.cores import Cores, divide
-from user_system.cluster.enrol import PAGE, READER
+from user_system.cluster.enrol import PAGE, POLICY, READER
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
-from user_system.cluster.manifest import LearnerEntry, Manifest, OperatorEntry, RobotEntry
+from user_system.cluster.manifest import (
+    ActorEntry,
+    LearnerEntry,
+    Manifest,
+    OperatorEntry,
+    RobotEntry,
+)
 from user_system.cluster.parse import dump
 from user_system.cluster.plan import Process
 from user_system.cluster.ports import Ports
@@ -56,6 +63,7 @@ class Composer:
         parts = [self._ray()] if learners else []
         parts += [self._hub(), self._replay()]
         parts += [self._reader()] if self._draws_remotely else []
+        parts += [self._policy(name, entry) for name, entry in self.manifest.away.items()]
         for host in self.manifest.edge_hosts:
             parts += [self._resource_node(host)] if learners else []
             if not self.manifest.is_remote(host):
@@ -169,16 +177,59 @@ class Composer:
     def _ray(self) -> Process:
         entry = self.manifest.ray
         cpus = entry.cpus if entry.cpus is not None else float(len(self.cores))
+        taken = [gpu for gpus in self._gpus.values() for gpu in gpus]
         argv = resources.head_argv(
             self.ports.ray,
             self.ports.ray_client,
             cpus,
-            self.gpus,
+            self.gpus - len(taken),
             entry.object_store_bytes,
             self.run.short / "ray",
         )
         ports = (self.ports.ray, self.ports.ray_client)
         return self._ray_process("ray", argv, HEAD, "places learners", ports=ports, cpus=cpus)
+
+    @property
+    def _gpus(self) -> dict[str, list[int]]:
+        """Which GPUs actors at the head have to themselves: the last ones; learners the others."""
+        free, own = list(range(self.gpus)), {}
+        for name, entry in self.manifest.away.items():
+            own[name] = [free.pop() for _ in range(min(entry.gpus, len(free)))]
+        return own
+
+    def _policy(self, actor: str, entry: ActorEntry) -> Process:
+        robots = {n: r for n, r in self.manifest.robots.items() if r.actor == actor}
+        name = f"{POLICY}{actor}"
+        config = configs.PolicyHostConfig(
+            link=self.link(name),
+            actor=actor,
+            policy=entry.learner,
+            learner=_plugin(self.manifest.learners[entry.learner]),
+            robots=tuple(
+                configs.PolicyRobot(robot, r.host, _plugin(r)) for robot, r in robots.items()
+            ),
+            directory=self.run.policy(actor),
+            hang_s=entry.hang_s,
+            listen=self.manifest.tunnel.listen,
+        )
+        threads = str(math.ceil(entry.cpus))
+        return self._ours(
+            name,
+            "policy",
+            config,
+            HEAD,
+            f"policy {entry.learner}",
+            robots=tuple(robots),
+            cpus=entry.cpus,
+            ports=(self.ports.policies[actor],),
+            after=("hub",),
+            nice=entry.nice,
+            env={
+                "OMP_NUM_THREADS": threads,
+                "OPENBLAS_NUM_THREADS": threads,
+                "CUDA_VISIBLE_DEVICES": ",".join(map(str, self._gpus[actor])),
+            },
+        )
 
     def _teleop(self) -> Process:
         config = configs.TeleopHostConfig(
@@ -315,7 +366,8 @@ class Composer:
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
-        head = () if self.far else ("hub", "replay", "teleop", *learners)
+        policies = [f"{POLICY}{actor}" for actor in actors if actor in self.manifest.away]
+        head = () if self.far else ("hub", "replay", "teleop", *learners, *policies)
         worlds = [process.spec.name for process in self._worlds(host)]
         worlds += [f"shard-{host}"] if host in self.manifest.shards else []
         return self._ours(
@@ -364,14 +416,17 @@ class Composer:
         )
 
     def _edge_robot(self, host: str, name: str, robot: RobotEntry) -> configs.EdgeRobot:
+        actor = self.manifest.actors[robot.actor]
         return configs.EdgeRobot(
             name=name,
             task=robot.task,
-            policy=self.manifest.actors[robot.actor].learner,
+            policy=actor.learner,
             rate=robot.rate,
             worker=_worker_name(host, robot.actor),
             driver=self._driver_socket(name),
             seat=self._seat_socket(name),
+            remote=actor.where == "head",
+            help_after_s=actor.help_after_s,
         )
 
     def _edge_child(self, child: Process) -> configs.EdgeChild:
@@ -410,15 +465,21 @@ class Composer:
             if robot.actor == actor
         )
         learner = self.manifest.learners[entry.learner]
+        away = None
+        if entry.where == "head":
+            images: Literal["zstd", "jpeg"] = "jpeg" if entry.images == "jpeg" else "zstd"
+            away = configs.AwayConfig(self.link(host), actor, images)
         config = configs.WorkerHostConfig(
-            policy=entry.learner, learner=_plugin(learner), seats=seats
+            policy=entry.learner, learner=_plugin(learner), seats=seats, away=away
         )
         return self._ours(
             _worker_name(host, actor),
             "worker",
             config,
             host,
-            f"policy {entry.learner}",
+            f"policy {entry.learner}"
+            if away is None
+            else f"tasks; policy {entry.learner} at the head",
             robots=tuple(seat.robot for seat in seats),
             nice=entry.nice,
         )
@@ -524,6 +585,7 @@ class Composer:
             reader=at.reader,
             kind=way.kind if far else "direct",
             settings=tunnels.settings(way) if far else {},
+            policies=at.policies,
         )
 
     @property
@@ -535,6 +597,7 @@ class Composer:
             replay=f"{host}:{ports.replay}",
             fresh=f"{host}:{ports.fresh}",
             reader=f"{host}:{ports.reader}",
+            policies={actor: f"{host}:{port}" for actor, port in ports.policies.items()},
         )
 
     def _world_socket(self, robot: str) -> Path:

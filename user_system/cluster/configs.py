@@ -47,6 +47,8 @@ class LinkConfig:
     """Where the replay reader listens, if there is one."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the tunnel of this kind, as ``comms.admission.settle`` returns them."""
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Actor -> ``host:port`` of its policy, of actors that run at the head."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,47 @@ class WorkerHostConfig:
     policy: str
     learner: PluginConfig
     seats: tuple[SeatEntry, ...]
+    away: "AwayConfig | None" = None
+    """Where the policy acts, if not here."""
+
+
+@dataclass(frozen=True)
+class AwayConfig:
+    """The way to an actor's policy at the head."""
+
+    link: LinkConfig
+    actor: str
+    images: Literal["zstd", "jpeg"]
+    """How images travel; zstd loses nothing."""
+
+
+@dataclass(frozen=True)
+class PolicyRobot:
+    """One robot whose policy acts at the head."""
+
+    name: str
+    host: str
+    """Who may ask for its plans."""
+    plugin: PluginConfig
+    """The robot's driver: only its specification is used."""
+
+
+@dataclass(frozen=True)
+class PolicyHostConfig:
+    """One actor whose policy acts at the head."""
+
+    link: LinkConfig
+    actor: str
+    policy: str
+    """Whose weights it acts with."""
+    learner: PluginConfig
+    robots: tuple[PolicyRobot, ...]
+    directory: Path
+    """Fetched weights."""
+    hang_s: float
+    """Silence of the plugin after which it counts as hung and this process is restarted."""
+    listen: str = "127.0.0.1"
+    """Address that it listens on, at the port of ``link``."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +252,10 @@ class EdgeRobot:
     """Socket of its driver."""
     seat: Path
     """Socket of its place in the policy worker."""
+    remote: bool = False
+    """Whether its policy acts at the head, and its weights are not fetched here."""
+    help_after_s: float = 5.0
+    """Rest for want of a plan after which a person is asked."""
 
 
 @dataclass(frozen=True)

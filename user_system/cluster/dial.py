@@ -45,5 +45,11 @@ def shard_tunnel(shard: ShardConfig) -> "closing[Tunnel]":
 
 def tunnel(link: LinkConfig) -> "closing[Tunnel]":
     """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
-    endpoints = Endpoints(hub=link.hub, replay=link.replay, fresh=link.fresh, reader=link.reader)
+    endpoints = Endpoints(
+        hub=link.hub,
+        replay=link.replay,
+        fresh=link.fresh,
+        reader=link.reader,
+        policies=link.policies,
+    )
     return closing(open_tunnel(link.kind, endpoints, wallet(link), link.settings, link.pki))

@@ -38,7 +38,11 @@ def main(config: EdgeHostConfig, life: Life) -> None:
         way = held.enter_context(dial.tunnel(config.link))
         near = held.enter_context(dial.shard_tunnel(config.shard)) if config.shard else way
         spool = Spool(queue, quota_bytes=config.spool_bytes)
-        uplink = Uplink(way, config.host, settings.boot, spool, place / "weights", replay=near)
+        here = {entry.policy for entry in config.robots if not entry.remote}
+        away = frozenset(entry.policy for entry in config.robots) - here
+        uplink = Uplink(
+            way, config.host, settings.boot, spool, place / "weights", replay=near, away=away
+        )
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)
         life.on_finish(agent.finish)
@@ -54,7 +58,7 @@ def _robot(entry: EdgeRobot) -> RobotConfig:
         worker=entry.worker,
         task=entry.task,
         policy=entry.policy,
-        session=SessionConfig(rate=entry.rate),
+        session=SessionConfig(rate=entry.rate, starved_ms=1000.0 * entry.help_after_s),
     )
 
 

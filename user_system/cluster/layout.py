@@ -69,6 +69,10 @@ class RunDir:
         """Return where an edge host keeps its replay shard, if it has one."""
         return self.edge(host) / "replay"
 
+    def policy(self, actor: str) -> Path:
+        """Return where an actor at the head keeps fetched weights."""
+        return self.root / "policy" / actor
+
     def learner(self, name: str) -> Path:
         """Return where a learner's checkpoints are."""
         return self.root / "learner" / name

@@ -144,11 +144,25 @@ class LearnerEntry:
 
 @dataclass(frozen=True)
 class ActorEntry:
-    """One policy worker on each edge host whose robots name it."""
+    """A policy worker on each edge host whose robots name it; at the head where it acts there."""
 
     learner: str
     """Whose weights it acts with."""
     nice: int = field(default=0, metadata={"min": -20, "max": 19})
+    where: Literal["edge", "head"] = "edge"
+    """Where the policy runs: beside its robots, or at the head where it is too large for them."""
+    cpus: float = field(default=1.0, metadata={"above": 0.0})
+    """Threads that it computes with at the head."""
+    gpus: int = field(default=0, metadata={"min": 0})
+    """GPUs that it has to itself at the head; learners have the others."""
+    images: Literal["lossless", "jpeg"] = "lossless"
+    """How images travel to the head for acting; what is recorded is not touched by it."""
+    hang_s: float = field(default=10.0, metadata={"above": 0.0})
+    """Silence at the head after which the policy counts as hung and is restarted."""
+    help_after_s: float = field(default=5.0, metadata={"above": 0.0})
+    """Rest for want of a plan after which the episode is given up and a person is asked."""
+    port: int = field(default=0, metadata={"min": 0, "max": 65535})
+    """Where its policy listens at the head; 0: any free port."""
 
 
 @dataclass(frozen=True)
@@ -381,6 +395,11 @@ class Manifest:
         """Names and addresses by which the page may be called, the best one first."""
         own = (self.page_host, *self.teleop.names, self.tunnel.host, "localhost", "127.0.0.1")
         return tuple(dict.fromkeys(name for name in own if not is_wildcard(name)))
+
+    @property
+    def away(self) -> dict[str, ActorEntry]:
+        """Actors whose policies run at the head."""
+        return {name: entry for name, entry in self.actors.items() if entry.where == "head"}
 
     @property
     def edge_hosts(self) -> list[str]:

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -27,6 +28,8 @@ class Ports:
     ray: int
     ray_client: int
     """Ray opens it on the head whether wanted or not."""
+    policies: Mapping[str, int] = field(default_factory=dict)
+    """Actor -> port of its policy at the head."""
 
 
 def choose(manifest: Manifest, problems: Problems) -> Ports:
@@ -51,12 +54,15 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
         "ray_client": ("", LOOPBACK, 0),
     }
     with contextlib.ExitStack() as held:  # until all are chosen, so that none is chosen twice
-        return Ports(
-            **{
-                name: _take(held, path, host, port, problems)
-                for name, (path, host, port) in asked.items()
-            }
-        )
+        own = {
+            name: _take(held, path, host, port, problems)
+            for name, (path, host, port) in asked.items()
+        }
+        policies = {
+            name: _take(held, f"actors.{name}.port", way.listen, entry.port, problems)
+            for name, entry in manifest.away.items()
+        }
+        return Ports(**own, policies=policies)
 
 
 def _take(held: contextlib.ExitStack, path: str, host: str, port: int, problems: Problems) -> int:

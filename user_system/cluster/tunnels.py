@@ -61,7 +61,8 @@ def seen(entry: TunnelEntry, near: Endpoints) -> Endpoints:
         return near
     host = str(entry.wireguard.head) if entry.kind == "wireguard" else entry.host
     ports = {name: _port(getattr(near, name)) for name in ("hub", "replay", "fresh", "reader")}
-    return Endpoints(**{name: f"{host}:{port}" for name, port in ports.items()})
+    policies = {actor: f"{host}:{_port(at)}" for actor, at in near.policies.items()}
+    return Endpoints(**{name: f"{host}:{port}" for name, port in ports.items()}, policies=policies)
 
 
 def publish(pki: Path, entry: TunnelEntry, near: Endpoints) -> Mapping[str, Any]:
@@ -72,7 +73,7 @@ def publish(pki: Path, entry: TunnelEntry, near: Endpoints) -> Mapping[str, Any]
         SecurityError: keys that are none.
     """
     found = offer(pki, entry)
-    ways = dict.fromkeys([near.hub, near.fresh, near.replay, near.reader])
+    ways = dict.fromkeys([near.hub, near.fresh, near.replay, near.reader, *near.policies.values()])
     admission.publish(pki, entry.kind, found, list(ways))
     return found
 

@@ -24,6 +24,8 @@ class ActingWeights:
         self._newest = 0
         self._loading: WeightsReady | None = None
         self._refused: dict[int, str] = {}
+        self._elsewhere = False
+        """Whether the policy and the choice of its weights are at the head."""
         self._pinning = False
         self._pinned_s = float("-inf")
         """When a pin was last in force."""
@@ -40,7 +42,7 @@ class ActingWeights:
 
     def knows(self, version: int) -> bool:
         """Whether ``version`` lies on this host's disk; 0, the newest, need not be asked for."""
-        return version == 0 or version in self._known
+        return version == 0 or self._elsewhere or version in self._known
 
     def due(self, pinned: int) -> WeightsReady | None:
         """Return what to load now; None: nothing, or a load is under way.
@@ -51,7 +53,7 @@ class ActingWeights:
         wanted = pinned or self._newest
         if pinned:
             self._pinned_s = time.monotonic()
-        if self._loading or wanted == self.version or wanted in self._refused:
+        if self._elsewhere or self._loading or wanted in {self.version, *self._refused}:
             return None
         self._pinning = bool(pinned)
         self._loading = self._known.get(wanted)
@@ -71,7 +73,7 @@ class ActingWeights:
 
     def acts(self, version: int) -> None:
         """Take note of what acts at the head, where policy and weights are."""
-        self.version = version
+        self.version, self._elsewhere = version, True
 
     def worker_lost(self) -> None:
         """A new worker begins with what its policy begins with."""

@@ -30,6 +30,7 @@ class Advisor:
         self._plans: list[Plans] = []
         self._hungry_ns: int | None = None
         """Robot time since which the policy should act and has no plan."""
+        self._compute_ms = 0.0
         self.unplanned = 0
         """Steps in which the policy should have acted and had no plan in time."""
 
@@ -74,7 +75,7 @@ class Advisor:
         """Return the answers that came, in the order of their steps."""
         said = [self._advice[key] for key in sorted(self._advice)]
         self._advice.clear()
-        self._plans += [Plans(a.step, a.plan, a.took_ms) for a in said if not a.later]
+        self._plans += [Plans(a.step, a.plan, a.took_ms, a.compute_ms) for a in said if not a.later]
         return said
 
     def settle(self, step: int) -> bool:
@@ -86,6 +87,7 @@ class Advisor:
                 self.chunks.missed(came.step)
                 continue
             self.chunks.latency.note(came.took_ms)
+            self._compute_ms += 0.05 * (came.compute_ms - self._compute_ms)
             fresh |= self.chunks.take(came.step, came.plan, step)
         return fresh
 
@@ -120,5 +122,5 @@ class Advisor:
 
     def stats(self) -> dict[str, float]:
         """Return counters and gauges."""
-        unplanned = {"unplanned": float(self.unplanned)}
-        return {**unplanned, **self.chunks.stats(), **self.ages.stats()}
+        own = {"unplanned": float(self.unplanned), "plan_compute_ms": self._compute_ms}
+        return {**own, **self.chunks.stats(), **self.ages.stats()}

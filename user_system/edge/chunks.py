@@ -1,10 +1,10 @@
 """Which action of which plan a step executes, and when the next plan is asked for.
 
-A plan is an action chunk for the observation of one step, ``k``: its action ``i`` is meant for step
-``k + i``. One that comes ``d`` steps after it was asked for is used from its action ``d`` on, for
-the first ``d`` belong to the past. So step ``s`` executes ``plan(k)[s - k]`` of the newest plan that
-reaches that far, no matter how late plans are, in what order they come and which never do; nothing
-is padded, repeated or left out.
+A plan is an action chunk for the observation of one step, ``k``: its action ``i`` is meant for
+step ``k + i``. One that comes ``d`` steps after it was asked for is used from its action ``d`` on,
+for the first ``d`` belong to the past. So step ``s`` executes ``plan(k)[s - k]`` of the newest plan
+that reaches that far, no matter how late plans are and which never come; nothing is padded,
+repeated or left out.
 
 The next plan is asked for once ``execute`` steps of the last one are over, or earlier: so that it
 comes before the chunk at hand runs out, by how long plans take. Where none came in time the robot

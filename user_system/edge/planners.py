@@ -41,6 +41,8 @@ class Planned:
     plan: Plan
     took_ms: float
     """Wall time from question to answer."""
+    compute_ms: float
+    """The part of it that passed where the policy is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ class Inline:
         """Return the plan."""
         began = time.monotonic_ns()
         plan = self._mind.act(mode)
-        return Planned(self._episode, step, plan, (time.monotonic_ns() - began) / MS)
+        took_ms = (time.monotonic_ns() - began) / MS
+        return Planned(self._episode, step, plan, took_ms, took_ms)
 
     def load(self, version: int, path: str) -> None:
         """Load weights."""
@@ -221,7 +224,8 @@ class Apart:
 
         def think() -> None:
             plan = self._mind.act(mode)
-            self._tell(Planned(episode, step, plan, (time.monotonic_ns() - asked) / MS))
+            took_ms = (time.monotonic_ns() - asked) / MS
+            self._tell(Planned(episode, step, plan, took_ms, took_ms))
 
         self._newest += 1
         self._jobs.put(_Job(think, (episode, step), self._newest))

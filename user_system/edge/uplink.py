@@ -62,6 +62,7 @@ class Uplink:
         outbox: the spool.
         weights: directory for fetched weights.
         replay: the way to the replay buffer, where that is not at the head.
+        away: policies that act at the head, whose weights are not fetched.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Uplink:
         weights: Path,
         *,
         replay: Tunnel | None = None,
+        away: frozenset[str] = frozenset(),
     ):
+        self._away = away
         self._tunnel, self._host, self._boot = tunnel, host, boot
         self._entries: dict[str, Entry] = {}
         self._post: Post = lambda _robot, _heard: None
@@ -147,7 +150,9 @@ class Uplink:
                 elif isinstance(message, fresh_pb2.Stop):
                     stop = say.Request(message.robot, "estop", message.operator)
                     self._post(message.robot, stop)
-                elif isinstance(message, fresh_pb2.Announcement):
+                elif (
+                    isinstance(message, fresh_pb2.Announcement) and message.policy not in self._away
+                ):
                     self._weights.announce(message.policy, message.version, message.age_s)
 
     def _weights_ready(self, policy: str, ready: say.WeightsReady) -> None:
@@ -195,7 +200,9 @@ class Uplink:
 
     def need(self, robot: str, version: int) -> None:
         """An evaluation is pinned to this version."""
-        self._weights.need(self._entries[robot].policy, version)
+        policy = self._entries[robot].policy
+        if policy not in self._away:
+            self._weights.need(policy, version)
 
     def state(self, station: Station, seen: Telemetry | None) -> None:
         """Send the robot's state; the newest one wins on the way.
@@ -305,6 +312,10 @@ FIGURES = (
     "period_p50_ms",
     "period_p99_ms",
     "step_ms",
+    "plan_ms",
+    "plan_compute_ms",
+    "action_age_p50_ms",
+    "action_age_p99_ms",
     "put_ms",
     "weights_age_s",
     "weights_age_p99_s",

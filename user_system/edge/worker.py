@@ -84,6 +84,8 @@ class Seat:
         self._task: Task
         self._spec: PolicySpec | None = None
         self._said: deque[Said] = deque()
+        self._standing: dict[type, Said] = {}
+        """What a policy elsewhere said that holds until it says otherwise."""
         self._episode = ""
         self._before: Observation | None = None
         self._at = -1
@@ -140,6 +142,8 @@ class Seat:
             greeting = wire.Hello(self.boot, os.getpid(), wire.spec_to_json(self._spec))
             if self.link.send(greeting.message()):
                 self._greeted = self.link.connects
+                for said in self._standing.values():
+                    self._pass_on(said)
 
     def _serve(self, meta: dict[str, Any], arrays: Mapping[str, Array]) -> None:
         if meta.get("boot") != self.boot:
@@ -211,7 +215,7 @@ class Seat:
     def _pass_on(self, said: Said) -> None:
         """Tell the agent what a planner said in its own time."""
         match said:
-            case Planned(episode, step, _, _):
+            case Planned(episode, step):
                 facts, blocks = _plan(said)
                 about = {"k": "plan", "episode": episode, "step": step, "plan": facts}
                 self.link.send(about, blocks)
@@ -222,8 +226,10 @@ class Seat:
             case Took(version, error):
                 self.link.send({"k": "loaded", "version": version, "error": error})
             case Acts(version):
+                self._standing[Acts] = said
                 self.link.send({"k": "acts", "version": version})
             case Away(why):
+                self._standing[Away] = said
                 self.link.send({"k": "away", "why": why})
             case Ready(spec):
                 self._meet(spec)
@@ -246,6 +252,7 @@ def _plan(planned: Planned) -> tuple[dict[str, Any], dict[str, Array]]:
         "version": plan.version,
         "confidence": plan.confidence,
         "took_ms": planned.took_ms,
+        "compute_ms": planned.compute_ms,
     }
     return facts, {"actions": plan.actions, **wire.prefixed(plan.extras, wire.EXTRA)}
 

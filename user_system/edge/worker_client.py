@@ -28,7 +28,9 @@ class Advice:
     """Of the step before, ``step - 1``."""
     plan: Plan | None = None
     took_ms: float = 0.0
-    """Wall time that the plan took."""
+    """Wall time from question to plan."""
+    compute_ms: float = 0.0
+    """The part of it that passed where the policy is."""
     later: bool = False
     """The plan that was asked for comes by itself."""
 
@@ -40,6 +42,7 @@ class Plans:
     step: int
     plan: Plan | None
     took_ms: float = 0.0
+    compute_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +146,7 @@ class WorkerClient:
                 return _advice(meta, arrays)
             case "plan" | "unplanned":
                 self._thinking.pop(meta["step"], None)
-                plan, took_ms = _plan(meta, arrays)
-                return Plans(meta["step"], plan, took_ms)
+                return Plans(meta["step"], *_plan(meta, arrays))
             case "failed":
                 self._forget()
                 return Failure(meta["error"])
@@ -230,12 +232,13 @@ class WorkerClient:
 
 def _advice(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Advice:
     judgement = Judgement(**meta["judgement"]) if "judgement" in meta else None
-    plan, took_ms = _plan(meta, arrays)
-    return Advice(meta["step"], judgement, plan, took_ms, bool(meta.get("later")))
+    return Advice(meta["step"], judgement, *_plan(meta, arrays), later=bool(meta.get("later")))
 
 
-def _plan(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[Plan | None, float]:
+def _plan(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[Plan | None, float, float]:
+    """Return the plan in a message, and its times."""
     if "plan" not in meta:
-        return None, 0.0
+        return None, 0.0, 0.0
     extras, facts = wire.unprefixed(arrays, wire.EXTRA), meta["plan"]
-    return Plan(arrays["actions"], facts["version"], None, extras), facts["took_ms"]
+    plan = Plan(arrays["actions"], facts["version"], None, extras)
+    return plan, facts["took_ms"], facts["compute_ms"]
