@@ -88,9 +88,7 @@ def model(world):
     jitter=st.lists(st.floats(0, 400), min_size=60, max_size=60),
     lost=st.sets(st.integers(0, 59), max_size=20),
 )
-def test_each_step_executes_its_own_action_of_the_newest_plan(
-    horizon, execute, base, jitter, lost
-):
+def test_each_step_executes_its_own_action_of_the_newest_plan(horizon, execute, base, jitter, lost):
     world = World(spec(horizon, min(execute, horizon)))
     order = [0.0]
 

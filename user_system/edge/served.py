@@ -12,7 +12,6 @@ from queue import SimpleQueue
 
 from comms import inference_wire as coded
 from comms.pb import inference_pb2 as pb
-from user_system.core.errors import UserSystemError
 from user_system.core.interfaces import ActMode
 from user_system.edge import wire
 from user_system.edge.acting import ActingWeights
