@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from robots.gate import Command, CommandGate
 from user_system.codec.fragments import check
 from user_system.core.clock import RobotClock, WallClock
 from user_system.core.errors import StoreError
@@ -24,7 +25,7 @@ from user_system.edge.session import Session
 from user_system.edge.station import Station, StationConfig
 from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
-from user_system.edge.worker_client import Advice
+from user_system.edge.worker_client import Advice, Away, Plans
 from user_system.replay.sampler import ReplayData
 from user_system.replay.store import Store
 
@@ -75,6 +76,8 @@ class HandDriver:
 
     def poll(self):
         ready, self.ready = self.ready, []
+        for seen in ready:
+            self.clock.sync(seen.reading.robot_ns, seen.reading.wall_ns, self.rate)
         return ready
 
     def fileno(self):
@@ -770,3 +773,244 @@ def test_samples_are_recorded_up_to_the_last_observation(hand):
             range(times[0] - 3 * PERIOD // 4, times[-1] + 1, PERIOD // 4)
         )
         hand.assign()
+
+
+# --- action chunks --------------------------------------------------------------------------------
+
+
+class ChunkWorker(HandWorker):
+    """Judges at once; plans of ``horizon`` actions come when the test lets them."""
+
+    def __init__(self, spec, horizon=8):
+        super().__init__(replace(spec, horizon=horizon, execute=horizon, budget_ms=1.0))
+        self.wanted, self.delay, self.lost = [], 1, False
+        self.action = lambda k, i: 0.01
+        self.now, self.took_ms = 0, 150.0
+
+    def step(self, step, observation, executed, segment, clock, *, mode, plan):
+        self.now = step
+        judged = self.judge(step - 1) if executed is not None else None
+        self.news.append(Advice(step, judged, later=plan))
+        if plan:
+            self.wanted.append(step)
+
+    def poll(self):
+        """The plan for step k comes when step k + delay has asked."""
+        due = [k for k in self.wanted if self.now - k >= self.delay and not self.lost]
+        self.wanted = [k for k in self.wanted if k not in due]
+        for k in due:
+            actions = [np.full(2, self.action(k, i), np.float32) for i in range(self.spec.horizon)]
+            self.news.append(Plans(k, Plan(np.stack(actions), 3), self.took_ms))
+        return super().poll()
+
+
+class GateDriver(HandDriver):
+    """A driver with a real command gate: what the robot is told, tick by tick."""
+
+    TICKS = 10
+
+    def __init__(self, spec):
+        super().__init__()
+        self.gate = CommandGate(
+            spec.limits,
+            tick_hz=spec.tick_hz,
+            hold_after_ms=spec.hold_after_ms,
+            stop_after_ms=spec.stop_after_ms,
+            boot="b",
+        )
+        self.gate.start(np.zeros(2))
+        self.sequence, self.told, self.holds = 0, [np.zeros(2)], 0
+
+    def go(self, count=1):
+        for _ in range(count):
+            for tick in range(self.TICKS):
+                now = self.period * PERIOD + (tick + 1) * PERIOD // self.TICKS
+                made = self.gate.tick(now)
+                self.told.append(made.setpoint)
+                self.holds += made.holding
+                self.accepted = made.target.copy()
+            super().go()
+
+    def command(self, target, token, valid_ms):
+        super().command(target, token, valid_ms)
+        self.sequence += 1
+        now = self.period * PERIOD
+        command = Command(token, "b", self.sequence, now + int(valid_ms * 1e6), target)
+        assert self.gate.offer(command, now).accepted
+
+    def motion(self):
+        """Velocity and acceleration in each tick, per s and per s²."""
+        dt = 1.0 / 100.0
+        velocity = np.diff(np.stack(self.told), axis=0) / dt
+        return velocity, np.diff(velocity, axis=0) / dt
+
+
+@pytest.fixture
+def chunky(processes, tmp_path):
+    def make(horizon=8, driver=None, **session):
+        made = Hand(processes, tmp_path)
+        made.worker = ChunkWorker(made.worker.spec, horizon)
+        made.station.worker = made.worker
+        if driver is not None:
+            made.station.driver = made.driver = driver
+        for name, value in session.items():
+            object.__setattr__(made.session.config, name, value)
+        hands.append(made)
+        return made
+
+    hands = []
+    yield make
+    for hand in hands:
+        hand.station.let_go()
+
+
+def finish(hand):
+    hand.worker.judge = lambda step: Judgement(0.0, True, success=True)
+    hand.go(2)
+    return hand.room.fragments
+
+
+def test_a_late_plan_is_used_from_where_it_belongs(chunky):
+    hand = chunky()
+    hand.worker.delay, hand.worker.took_ms = 2, 120.0
+    hand.worker.action = lambda k, i: 0.0001 * (k + i)
+    hand.until_auto()
+    hand.go(30)
+    fragments = finish(hand)
+    position, chunk = columns(fragments, "position"), columns(fragments, "chunk")
+    proposed = columns(fragments, "proposed")[:, 0]
+    steps = np.arange(len(position))
+    planned = ~np.isnan(proposed)
+    assert (~planned).nonzero()[0].tolist() == [0, 1], "only the first plan is waited for"
+    assert np.allclose(proposed[planned], 0.0001 * steps[planned], atol=1e-7)
+    # Each plan is for the step that its position points back to, and began two steps late.
+    asked_at = (steps - position)[planned]
+    assert sorted(set(asked_at.tolist())) == list(range(0, len(steps) - 2, 6))
+    assert set(position[planned].tolist()) == {2, 3, 4, 5, 6, 7}
+    assert (np.diff(chunk[planned]) >= 0).all()
+    assert np.allclose(
+        columns(fragments, "executed")[planned], columns(fragments, "proposed")[planned]
+    )
+    ages = hand.station.advisor.ages._ages
+    assert min(ages) >= 200.0
+    assert max(ages) < 1000.0
+
+
+def test_a_robot_without_plans_rests_holds_and_goes_on_with_a_newer_one(chunky):
+    hand = chunky()
+    hand.until_auto()
+    hand.go(12)
+    hand.worker.lost = True
+    hand.go(14)
+    before = hand.station.recorder.step
+    assert hand.session.mode is Mode.HOLD
+    assert hand.session.starving
+    at = hand.driver.commands[-1][0]
+    hand.go(3)
+    assert np.allclose(hand.driver.commands[-1][0], at)
+    assert hand.session.help == ""
+    # What was under way when it stalled comes at last, and is of no use.
+    stale = [k for k in hand.worker.wanted if k < before - 3]
+    hand.worker.lost = False
+    hand.go(5)
+    assert hand.session.mode is Mode.AUTO
+    fragments = finish(hand)
+    proposed = columns(fragments, "proposed")[:, 0]
+    starts = np.arange(len(proposed)) - columns(fragments, "position")
+    stalled = np.isnan(proposed).nonzero()[0]
+    first = stalled[stalled > 2][0]
+    after = starts[stalled[-1] + 1 :]
+    assert (after > first).all(), "an observation from before the stall"
+    assert stale == [] or not set(stale) & set(after.tolist())
+    executed = columns(fragments, "executed")
+    assert np.allclose(executed[np.isnan(proposed)], 0.0), "no action is repeated"
+    segments = columns(fragments, "segment")
+    assert set(segments[np.isnan(proposed)].tolist()) == {Segment.AUTO, Segment.HOLD}
+    assert set(segments[~np.isnan(proposed)].tolist()) == {Segment.AUTO}
+
+
+def test_the_arm_slows_down_within_its_limits_when_plans_stop(chunky, processes):
+    spec = processes.SPEC
+    driver = GateDriver(spec)
+    hand = chunky(driver=driver)
+    # Half a metre per second without a pause, and back again.
+    hand.worker.action = lambda k, i: 0.05 if k < 15 else -0.05
+    hand.until_auto()
+    hand.go(14)
+    hand.worker.lost = True
+    running = len(driver.told)
+    hand.go(14)
+    velocity, acceleration = driver.motion()
+    assert np.abs(velocity[running - 30 : running]).max() > 0.3, "it moved when plans stopped"
+    assert np.abs(velocity).max() <= spec.limits.velocity[0] * 1.001
+    assert np.abs(acceleration).max() <= spec.limits.acceleration[0] * 1.02
+    assert np.abs(velocity[-20:]).max() == 0.0, "it rests"
+    assert driver.holds == 0, "it was told to, it did not fall silent"
+    assert hand.session.mode is Mode.HOLD
+    hand.worker.lost = False
+    hand.go(6)
+    velocity, acceleration = driver.motion()
+    assert np.abs(velocity[-10:]).max() > 0.3, "it goes on"
+    assert np.abs(acceleration).max() <= spec.limits.acceleration[0] * 1.02
+
+
+def test_chunks_that_disagree_are_joined_within_the_limits(chunky, processes):
+    spec = processes.SPEC
+    driver = GateDriver(spec)
+    hand = chunky(driver=driver)
+    absolute = replace(spec.action, delta=(False, False), low=(-0.5, -0.5), high=(0.5, 0.5))
+    hand.station.arbiter.spec = replace(spec, action=absolute)
+    hand.worker.action = lambda k, i: 0.4 if (k // 4) % 2 else -0.4
+    hand.until_auto()
+    hand.go(40)
+    velocity, acceleration = driver.motion()
+    assert np.ptp(np.stack(driver.told)[:, 0]) > 0.3, "they did disagree"
+    assert np.abs(velocity).max() <= spec.limits.velocity[0] * 1.001
+    assert np.abs(acceleration).max() <= spec.limits.acceleration[0] * 1.02
+
+
+def test_a_robot_that_starves_for_long_asks_for_help(chunky):
+    hand = chunky(starved_ms=0.0)
+    hand.until_auto()
+    hand.worker.lost = True
+    hand.station._listen_to_worker()
+    hand.worker.news.append(Away("the head is out of reach"))
+    hand.go(16)
+    assert hand.session.mode is Mode.HOLD
+    (report,) = hand.room.reports
+    assert report.end is End.ABORT
+    # The next episode waits until the policy can be reached.
+    hand.assign()
+    hand.go(12)
+    assert hand.session.help == "the head is out of reach"
+    assert hand.session.mode is Mode.HOLD
+    hand.worker.news.append(Away(""))
+    hand.worker.lost = False
+    hand.go(3)
+    assert hand.session.mode is Mode.AUTO
+
+
+def test_a_person_may_take_over_a_robot_that_starves(chunky):
+    hand = chunky()
+    hand.until_auto()
+    hand.worker.lost = True
+    hand.go(14)
+    assert hand.session.starving
+    hand.station.post(Grant("arm", 2, "ann", 60_000))
+    hand.station.post(Request("arm", "hold", "ann", 2, "r1"))
+    hand.worker.lost = False
+    hand.go(6)
+    assert hand.room.answers[-1].ok
+    assert hand.session.mode is Mode.HOLD, "not before it is handed back"
+    hand.station.post(Request("arm", "hand_back", "ann", 2, "r2"))
+    hand.go(4)
+    assert hand.session.mode is Mode.AUTO
+
+
+def test_a_policy_that_thinks_for_ever_is_restarted(chunky):
+    hand = chunky()
+    hand.until_auto()
+    hand.worker.thinking_s = 60.0
+    hand.go(1)
+    assert hand.station.hung
+    assert "hangs, silent for 10.0 s" in hand.session.help
