@@ -187,17 +187,6 @@ class SeatEntry:
 
 
 @dataclass(frozen=True)
-class WorkerHostConfig:
-    """One policy at work for some robots of a host."""
-
-    policy: str
-    learner: PluginConfig
-    seats: tuple[SeatEntry, ...]
-    away: "AwayConfig | None" = None
-    """Where the policy acts, if not here."""
-
-
-@dataclass(frozen=True)
 class AwayConfig:
     """The way to an actor's policy at the head."""
 
@@ -205,6 +194,17 @@ class AwayConfig:
     actor: str
     images: Literal["zstd", "jpeg"]
     """How images travel; zstd loses nothing."""
+
+
+@dataclass(frozen=True)
+class WorkerHostConfig:
+    """One policy at work for some robots of a host."""
+
+    policy: str
+    learner: PluginConfig
+    seats: tuple[SeatEntry, ...]
+    away: AwayConfig | None = None
+    """Where the policy acts, if not here."""
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,9 @@ class ActorEntry:
     """Silence at the head after which the policy counts as hung and is restarted."""
     help_after_s: float = field(default=5.0, metadata={"above": 0.0})
     """Rest for want of a plan after which the episode is given up and a person is asked."""
-    port: int = field(default=0, metadata={"min": 0, "max": 65535})
-    """Where its policy listens at the head; 0: any free port."""
+    port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+    """Where its policy listens at the head; 0: any free port. None given: that too, or 7410 and up
+    where robot hosts are machines of their own."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from user_system.cluster.manifest import Manifest
 from user_system.cluster.tree import Problems
 
 LOOPBACK = "127.0.0.1"
-HUB, REPLAY, FRESH, READER = 7400, 7401, 7402, 7403
+HUB, REPLAY, FRESH, READER, POLICY = 7400, 7401, 7402, 7403, 7410
 """Where robot hosts of other machines look for the head, unless the manifest says otherwise."""
 
 
@@ -59,8 +59,8 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
             for name, (path, host, port) in asked.items()
         }
         policies = {
-            name: _take(held, f"actors.{name}.port", way.listen, entry.port, problems)
-            for name, entry in manifest.away.items()
+            name: _take(held, f"actors.{name}.port", way.listen, port(entry.port, usual), problems)
+            for usual, (name, entry) in enumerate(manifest.away.items(), POLICY)
         }
         return Ports(**own, policies=policies)
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from user_system.core.errors import TransitionError
 from user_system.core.interfaces import Judgement, ResetPlan
+from user_system.core.modes import Mode
 from user_system.core.types import End, Purpose, Segment
-from user_system.edge.effects import Finish
+from user_system.edge.effects import Finish, Scene
 from user_system.edge.messages import Assignment
 
 Stage = Literal["idle", "resetting", "laying", "ready", "running"]
@@ -39,11 +41,6 @@ class Episode:
         """Whether steps are recorded."""
         return self.stage == "running"
 
-    @property
-    def demonstrable(self) -> bool:
-        """Whether a person may drive it from where it is."""
-        return self.assignment.purpose is Purpose.COLLECT and self.stage in {"ready", "running"}
-
     def waits_for(self, unready: str) -> str:
         """Return what it waits for where it begins; empty: nothing, the policy may act."""
         demo = self.assignment.purpose is Purpose.COLLECT
@@ -52,6 +49,14 @@ class Episode:
     def start(self) -> None:
         """Begin the reset motion, from the first waypoint."""
         self.stage, self.plan = "resetting", None
+
+    def reached(self) -> Scene | None:
+        """The robot went through the reset's waypoints; return the scene to lay out, if any."""
+        if self.plan is None or self.plan.scene is None:
+            self.stage = "ready"
+            return None
+        self.stage, self.scene = "laying", SCENE_ASKED
+        return Scene(self.assignment.seed, self.plan.scene)
 
     def interrupt(self) -> None:
         """The reset motion was broken off: it will begin again."""
@@ -80,3 +85,19 @@ class Episode:
         if not self.running:
             return Finish(self.assignment, End.ABORT, None, None, None, 0, recorded=False)
         return Finish(self.assignment, end, success, reward, index, self.takeovers)
+
+
+def demonstrate(episode: Episode | None, mode: Mode) -> None:
+    """Begin a demonstration of an episode that is ready for one, or go on with it.
+
+    Raises:
+        TransitionError: none is due.
+    """
+    ready = episode is not None and episode.stage in {"ready", "running"}
+    if episode is None or not ready or episode.assignment.purpose is not Purpose.COLLECT:
+        raise TransitionError(
+            "no demonstration is due",
+            got=f"{mode}, {episode.stage if episode else 'no episode'}",
+            todo="Wait until the robot says that it waits for one.",
+        )
+    episode.stage = "running"

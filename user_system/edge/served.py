@@ -8,9 +8,9 @@ between two plans.
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
 
 from comms import inference_wire as coded
+from comms.inference_service import Outgoing
 from comms.pb import inference_pb2 as pb
 from user_system.core.interfaces import ActMode
 from user_system.edge import wire
@@ -21,8 +21,6 @@ from user_system.edge.planners import Apart, Failed, Planned, Said, Took, Unplan
 from user_system.edge.worker_client import Loaded
 
 log = logging.getLogger(__name__)
-
-Outgoing = SimpleQueue["pb.InferenceReply | UserSystemError | None"]
 
 
 class PolicyDesk:

@@ -31,8 +31,8 @@ from user_system.core.modes import (
     follow,
 )
 from user_system.core.types import End, Purpose, Segment
-from user_system.edge.effects import Begin, Effect, Pace, Release, Replan, Scene, Stop, Want
-from user_system.edge.episode import SCENE_ASKED, TIMED, Episode
+from user_system.edge.effects import Begin, Effect, Pace, Release, Replan, Stop, Want
+from user_system.edge.episode import TIMED, Episode, demonstrate
 from user_system.edge.freshness import Freshness
 from user_system.edge.leases import Leases
 from user_system.edge.messages import (
@@ -324,7 +324,7 @@ class Session:
     def _drive(self, event: Event) -> None:
         mode = follow(self.mode, event, Who.OPERATOR)
         if event is Event.DEMONSTRATE:
-            self._may_demonstrate()
+            demonstrate(self._episode, self.mode)
         if event is Event.REWIND and not self.recording:
             raise TransitionError("there is no episode to rewind")
         self._enter(mode)
@@ -332,16 +332,6 @@ class Session:
         self.left_by = self.leases.holder
         if event is not Event.REWIND:
             self.paused = True
-
-    def _may_demonstrate(self) -> None:
-        episode = self._episode
-        if episode is None or not episode.demonstrable:
-            raise TransitionError(
-                "no demonstration is due",
-                got=f"{self.mode}, {episode.stage if episode else 'no episode'}",
-                todo="Wait until the robot says that it waits for one.",
-            )
-        episode.stage = "running"
 
     def command(self, command: OperatorCommand) -> bool:
         """Whether this command of a person counts: right person, right life, newer than the last.
@@ -398,15 +388,11 @@ class Session:
 
     def reset_reached(self) -> None:
         """The robot went through the waypoints of the reset."""
-        episode = self._episode
-        if episode is None or episode.plan is None or self.mode is not Mode.RESET:
-            return
-        if episode.plan.scene is not None:
-            self.effects.append(Scene(episode.assignment.seed, episode.plan.scene))
-            episode.stage, episode.scene = "laying", SCENE_ASKED
-        else:
-            episode.stage = "ready"
-            self._go(Event.DONE, Who.SESSION)
+        if self._episode and self._episode.plan and self.mode is Mode.RESET:
+            if (scene := self._episode.reached()) is not None:
+                self.effects.append(scene)
+            else:
+                self._go(Event.DONE, Who.SESSION)
 
     def scene_as(self, number: int) -> None:
         """Wait for scene ``number`` of the driver."""
@@ -561,14 +547,16 @@ class Session:
         episode = self._episode
         if not self._driver or self.fault or self._releasing or not self.leases.token:
             return
-        if self.finishing:
-            return
         if not self._worker or now < self._retry:
             return
-        if episode is None:
-            self._want(now)
-        elif episode.orphan:
+        if episode is not None and episode.orphan:
             self._end(End.ABORT)
+        elif self.starving and now - self._entered > self.config.starved_ms * MS:
+            self.plugin_failed(self._starving)
+        elif self.finishing:
+            return
+        elif episode is None:
+            self._want(now)
         elif episode.stage == "idle":
             self.help = ""
             self._go(Event.RESET, Who.SESSION)
@@ -576,8 +564,6 @@ class Session:
             self.effects.append(Begin(episode.assignment))
         elif episode.stage == "ready":
             self._run(episode)
-        elif self.starving and now - self._entered > self.config.starved_ms * MS:
-            self.plugin_failed(self._starving)
 
     def _want(self, now: int) -> None:
         if self._full:
