@@ -23,7 +23,8 @@ __all__ = [
 
 Tensors = Mapping[str, Array]
 Act = Callable[[Tensors, Array, Array | None], Array]
-"""(tensors, features ``(D,)``, noise ``(Da,)`` or None to act without) -> action ``(Da,)``."""
+"""(tensors, features ``(D,)``, noise ``(Da,)`` or None to act without) -> action ``(Da,)``, or an
+action chunk ``(Tp, Da)``."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,23 @@ class Plugin:
         return self.build_learner(spec, config, data=data, seed=seed)
 
 
-def policy_spec(spec: RobotSpec) -> PolicySpec:
-    """Return the specification of a policy that sees the low-dimensional fields of a robot."""
-    return PolicySpec(spec.observation, spec.action, spec.control_hz)
+def policy_spec(spec: RobotSpec, horizon: int = 1) -> PolicySpec:
+    """Return the specification of a policy that sees the low-dimensional fields of a robot.
+
+    Args:
+        spec: of the robot.
+        horizon: actions per plan, all of which may be executed.
+    """
+    return PolicySpec(
+        spec.observation, spec.action, spec.control_hz, horizon=horizon, execute=horizon
+    )
 
 
 class FunctionPolicy:
     """A policy without memory: a function of tensors, normalised features and noise, in NumPy.
 
     Args:
-        spec: what it sees and answers; one action per plan.
+        spec: what it sees and answers.
         act: the function; its answer is clipped to the action's bounds.
         initial: tensors it acts with as version 0; later ones must have their names and shapes.
     """
@@ -90,14 +98,14 @@ class FunctionPolicy:
             self._rng = np.random.default_rng(seed)
 
     def act(self, observation: Observation, *, mode: ActMode, noise: Array | None = None) -> Plan:
-        """Answer one observation with one action; ``noise`` is ``(Da,)``, standard normal."""
+        """Answer one observation with a plan; ``noise`` is ``(Da,)``, standard normal."""
         x = normalise(self._features.flatten(observation), self._statistics)
         if mode == "eval":
             noise = None
         elif noise is None:
             noise = self._rng.standard_normal(len(self._spec.action), np.float32)
         action = self._spec.action.clip(self._act(self._tensors, x, noise))
-        return Plan(actions=action[None], version=self._version)
+        return Plan(actions=np.atleast_2d(action), version=self._version)
 
     def observe(self, executed: Array, segment: Segment) -> None:
         """Nothing to remember."""
@@ -160,6 +168,7 @@ def function_plugin(
     act: Act,
     step: Callable[[Tensors, Array, Batch, Any], Tensors],
     draw: Draw,
+    horizon: int = 1,
 ) -> Plugin:
     """Return the plugin of a learner that is three functions.
 
@@ -169,13 +178,14 @@ def function_plugin(
         act: (tensors, features, noise or None) -> action.
         step: (tensors, features, batch, config) -> tensors after learning from a batch.
         draw: the batch that each step learns from.
+        horizon: actions that ``act`` answers; more than one may come from the head.
     """
 
     def initial(spec: RobotSpec, config: Any) -> Tensors:
         return start(Features(spec.observation).size, len(spec.action), config)
 
     def make_policy(spec: RobotSpec, config: Any) -> FunctionPolicy:
-        return FunctionPolicy(policy_spec(spec), act, initial(spec, config))
+        return FunctionPolicy(policy_spec(spec, horizon), act, initial(spec, config))
 
     def make_learner(spec: RobotSpec, config: Any, *, data: Data, seed: int) -> FunctionLearner:
         def move(tensors: Tensors, x: Array, batch: Batch) -> Tensors:

@@ -20,8 +20,8 @@ RESERVE_BYTES = 64 * 2**20
 """Room beyond the quota in which the episodes at hand are finished."""
 
 
-def main(config: EdgeHostConfig, life: Life) -> None:
-    """Run the robots of this host until told to stop."""
+def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) -> None:
+    """Run the robots of this host until told to stop; a benchmark has a spool that takes notes."""
     place = config.directory
     settings = AgentConfig(
         host=config.host,
@@ -37,7 +37,7 @@ def main(config: EdgeHostConfig, life: Life) -> None:
         held.enter_context(queue.open(create=True))
         way = held.enter_context(dial.tunnel(config.link))
         near = held.enter_context(dial.shard_tunnel(config.shard)) if config.shard else way
-        spool = Spool(queue, quota_bytes=config.spool_bytes)
+        spool = spool_type(queue, quota_bytes=config.spool_bytes)
         here = {entry.policy for entry in config.robots if not entry.remote}
         away = frozenset(entry.policy for entry in config.robots) - here
         uplink = Uplink(
