@@ -896,6 +896,26 @@ def test_a_late_plan_is_used_from_where_it_belongs(chunky):
     assert max(ages) < 1000.0
 
 
+def test_the_first_plan_of_a_slow_policy_is_waited_for_at_rest(chunky):
+    hand = chunky()
+    hand.worker.delay, hand.worker.took_ms = 2, 120.0
+    hand.until_auto()
+    hand.go(4)
+    finish(hand)
+    hand.room.fragments.clear()
+    hand.worker.judge = lambda step: Judgement(0.0)
+    hand.until_auto()
+    hand.go(10)
+    fragments = finish(hand)
+    proposed = columns(fragments, "proposed")[:, 0]
+    segments = columns(fragments, "segment")
+    held = segments == Segment.HOLD
+    assert held.tolist() == [True, True] + [False] * (len(held) - 2)
+    assert np.isnan(proposed).tolist() == held.tolist(), "whatever the policy drives has a plan"
+    assert columns(fragments, "position")[2] == 2
+    assert hand.session.mode is not Mode.AUTO
+
+
 def test_a_robot_without_plans_rests_holds_and_goes_on_with_a_newer_one(chunky):
     hand = chunky()
     hand.until_auto()

@@ -93,6 +93,8 @@ class Session:
         """Whether it begins nothing more: its host is about to restart."""
         self.unready = ""
         """Why the policy cannot begin: it is out of reach, other weights act; empty: it can."""
+        self.slow = False
+        """Whether plans come later than the step that asks: the first one is waited for at rest."""
         self._starving = ""
         self.effects: list[Effect] = []
         self.takeovers = 0
@@ -575,8 +577,11 @@ class Session:
     def _run(self, episode: Episode) -> None:
         self.help = episode.waits_for(self.unready)
         if not self.help:
-            self._let_act(episode)
             episode.stage = "running"
+            if self.slow:
+                self._starving = "The first plan did not come"
+            else:
+                self._let_act(episode)
 
     def _let_act(self, episode: Episode) -> None:
         train = episode.assignment.purpose is Purpose.TRAIN

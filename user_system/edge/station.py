@@ -241,6 +241,7 @@ class Station:
     def _let_time_pass(self) -> None:
         self.session.spool_full(self.recorder.full)
         self.session.unready = self.advisor.away
+        self.session.slow = not self.advisor.chunks.prompt
         if self._pinned not in {0, self.weights.version} and not self.advisor.away:
             self.session.unready = f"Waits for version {self._pinned} of its policy."
         self.session.tick()

@@ -1,8 +1,8 @@
 """An episode whose policy acts at the head, 120 ms away: 100 steps at 10 Hz in chunks of 8.
 
-The real processes run at both ends: hub, replay and policy at the head; a simulated arm, its driver,
-agent and worker at the robot host. An episode lasts from its first observation until the head has
-acknowledged its last step.
+The real processes run at both ends: hub, replay and policy at the head; a simulated arm, its
+driver, agent and worker at the robot host. An episode lasts from its first observation until the
+head has acknowledged its last step; steps at rest before the first plan are beside the hundred.
 """
 
 import json
@@ -48,6 +48,16 @@ tunnel: {{listen: {address}, host: {address}}}
 schedule: {{demos: 0}}
 """
 
+PORTS = Ports(
+    hub=7400,
+    fresh=7401,
+    replay=7402,
+    reader=7403,
+    page=0,
+    ray=0,
+    ray_client=0,
+    policies={ACTOR: 7410},
+)
 Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -59,8 +69,7 @@ class Ends:
     """Of the head, as both ends see it."""
     head: Popen = subprocess.Popen
     edge: Popen = subprocess.Popen
-    ports: Ports = Ports(hub=7400, fresh=7401, replay=7402, reader=7403, page=0, ray=0, ray_client=0,
-                         policies={ACTOR: 7410})  # fmt: skip
+    ports: Ports = PORTS
     detour: str = ""
     """``host:port`` at which the robot host dials the policy; empty: where it listens."""
 
