@@ -17,7 +17,8 @@ def test_ports_are_free_and_all_different() -> None:
     problems = Problems()
     chosen = ports.choose(load_manifest(DEMO, ["teleop.port=0"]), problems)
     assert problems.lines == []
-    assert len({*vars(chosen).values()}) == len(vars(chosen)) > 5
+    own = {name: port for name, port in vars(chosen).items() if name != "policies"}
+    assert len({*own.values()}) == len(own) > 5
 
 
 def test_a_port_asked_twice_is_one_problem() -> None:

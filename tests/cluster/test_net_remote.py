@@ -12,6 +12,8 @@ import pytest
 
 from user_system.cluster.bench import net_policy, net_remote
 from user_system.cluster.bench.net_remote import Ends, Seen, figure, site
+from user_system.cluster.bench.options import Options
+from user_system.cluster.lab import available
 
 pytestmark = pytest.mark.system
 
@@ -127,6 +129,14 @@ def test_an_arm_acts_on_plans_from_afar_and_rests_without_them(tmp_path, ends):
     assert speed[: gap[0]].max() > 0.005
     assert speed[gap[-3] : gap[-1]].max() < 0.001
     assert speed.max() < 0.1, "no jump where plans begin again"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(available()), reason=available() or "can be made")
+def test_the_measurement_works_between_namespaces(tmp_path):
+    (made,) = net_remote.measure(Options(quick=True, directory=tmp_path))
+    assert made.value < 20.0
+    assert "0 starved later" in made.note
 
 
 def test_the_figure_says_what_it_is_made_of():

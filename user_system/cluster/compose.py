@@ -4,18 +4,17 @@ The head first, then each robot host, then who uses them. Nothing here starts or
 ``user-system plan`` prints exactly what ``user-system up`` would start.
 """
 
-import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from comms.tunnel import Endpoints
-from user_system.cluster import configs, resources, tunnels
+from user_system.cluster import away, configs, resources, tunnels
 from user_system.cluster.configs import LinkConfig, PluginConfig
 from user_system.cluster.cores import Cores, divide
-from user_system.cluster.enrol import PAGE, POLICY, READER
+from user_system.cluster.enrol import PAGE, READER
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import (
@@ -177,58 +176,33 @@ class Composer:
     def _ray(self) -> Process:
         entry = self.manifest.ray
         cpus = entry.cpus if entry.cpus is not None else float(len(self.cores))
-        taken = [gpu for gpus in self._gpus.values() for gpu in gpus]
+        taken = sum(map(len, away.gpus(self.manifest, self.gpus).values()))
         argv = resources.head_argv(
             self.ports.ray,
             self.ports.ray_client,
             cpus,
-            self.gpus - len(taken),
+            self.gpus - taken,
             entry.object_store_bytes,
             self.run.short / "ray",
         )
         ports = (self.ports.ray, self.ports.ray_client)
         return self._ray_process("ray", argv, HEAD, "places learners", ports=ports, cpus=cpus)
 
-    @property
-    def _gpus(self) -> dict[str, list[int]]:
-        """Which GPUs actors at the head have to themselves: the last ones; learners the others."""
-        free, own = list(range(self.gpus)), {}
-        for name, entry in self.manifest.away.items():
-            own[name] = [free.pop() for _ in range(min(entry.gpus, len(free)))]
-        return own
-
     def _policy(self, actor: str, entry: ActorEntry) -> Process:
-        robots = {n: r for n, r in self.manifest.robots.items() if r.actor == actor}
-        name = f"{POLICY}{actor}"
-        config = configs.PolicyHostConfig(
-            link=self.link(name),
-            actor=actor,
-            policy=entry.learner,
-            learner=_plugin(self.manifest.learners[entry.learner]),
-            robots=tuple(
-                configs.PolicyRobot(robot, r.host, _plugin(r)) for robot, r in robots.items()
-            ),
-            directory=self.run.policy(actor),
-            hang_s=entry.hang_s,
-            listen=self.manifest.tunnel.listen,
-        )
-        threads = str(math.ceil(entry.cpus))
+        name = f"{away.PEER}{actor}"
+        config = away.config(self.manifest, actor, self.link(name), self.run)
         return self._ours(
             name,
             "policy",
             config,
             HEAD,
             f"policy {entry.learner}",
-            robots=tuple(robots),
+            robots=tuple(robot.name for robot in config.robots),
             cpus=entry.cpus,
             ports=(self.ports.policies[actor],),
             after=("hub",),
             nice=entry.nice,
-            env={
-                "OMP_NUM_THREADS": threads,
-                "OPENBLAS_NUM_THREADS": threads,
-                "CUDA_VISIBLE_DEVICES": ",".join(map(str, self._gpus[actor])),
-            },
+            env=away.environment(self.manifest, actor, self.gpus),
         )
 
     def _teleop(self) -> Process:
@@ -366,7 +340,7 @@ class Composer:
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
-        policies = [f"{POLICY}{actor}" for actor in actors if actor in self.manifest.away]
+        policies = [f"{away.PEER}{actor}" for actor in actors if actor in self.manifest.away]
         head = () if self.far else ("hub", "replay", "teleop", *learners, *policies)
         worlds = [process.spec.name for process in self._worlds(host)]
         worlds += [f"shard-{host}"] if host in self.manifest.shards else []
@@ -465,21 +439,16 @@ class Composer:
             if robot.actor == actor
         )
         learner = self.manifest.learners[entry.learner]
-        away = None
-        if entry.where == "head":
-            images: Literal["zstd", "jpeg"] = "jpeg" if entry.images == "jpeg" else "zstd"
-            away = configs.AwayConfig(self.link(host), actor, images)
+        way = away.way(actor, entry, self.link(host))
         config = configs.WorkerHostConfig(
-            policy=entry.learner, learner=_plugin(learner), seats=seats, away=away
+            policy=entry.learner, learner=_plugin(learner), seats=seats, away=way
         )
         return self._ours(
             _worker_name(host, actor),
             "worker",
             config,
             host,
-            f"policy {entry.learner}"
-            if away is None
-            else f"tasks; policy {entry.learner} at the head",
+            f"policy {entry.learner}" + (", at the head" if way else ""),
             robots=tuple(seat.robot for seat in seats),
             nice=entry.nice,
         )

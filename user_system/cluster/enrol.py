@@ -4,6 +4,7 @@ from pathlib import Path
 
 from comms.authority import Authority
 from comms.credentials import Role
+from user_system.cluster import away
 from user_system.cluster.manifest import LOOPBACK, Manifest
 from user_system.teleop.auth import make_accounts
 
@@ -13,8 +14,6 @@ READER = "replay-reader"
 """Process that draws for learners of other hosts, and its peer name."""
 PAGE = "teleop"
 """The page's process, and its peer name."""
-POLICY = "policy-"
-"""How the peer names of policies at the head begin; the actor's follows."""
 PERSON = "engineer"
 """Account of the person who started the run."""
 
@@ -27,7 +26,7 @@ def make_pki(directory: Path, manifest: Manifest) -> None:
     # A robot host of its own makes its keys itself, and has them signed when it joins.
     near = [host for host in manifest.edge_hosts if not manifest.is_remote(host)]
     roles |= dict.fromkeys(near, Role.ROBOT)
-    roles |= dict.fromkeys([f"{POLICY}{actor}" for actor in manifest.away], Role.SERVICE)
+    roles |= dict.fromkeys([f"{away.PEER}{actor}" for actor in manifest.away], Role.SERVICE)
     for name, role in roles.items():
         names = manifest.page_names if name == PAGE else names_of_head(manifest)
         authority.issue(name, role, names)

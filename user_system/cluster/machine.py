@@ -68,18 +68,22 @@ def check(manifest: Manifest, machine: Machine, problems: Problems) -> None:
 
 def _check_compute(manifest: Manifest, machine: Machine, problems: Problems) -> None:
     offered = manifest.ray.cpus if manifest.ray.cpus is not None else machine.cpus
-    for what, asked, has in (
-        ("cpus", sum(entry.cpus for entry in manifest.learners.values()), offered),
-        ("gpus", sum(entry.gpus for entry in manifest.learners.values()), machine.gpus),
+    learners, actors = manifest.learners.values(), manifest.away.values()
+    gpus = sum(entry.gpus for entry in actors)
+    for section, what, asked, has in (
+        ("learners", "cpus", sum(entry.cpus for entry in learners), offered),
+        ("actors", "cpus", sum(entry.cpus for entry in actors), machine.cpus),
+        ("actors", "gpus", gpus, machine.gpus),
+        ("learners", "gpus", sum(entry.gpus for entry in learners), max(0, machine.gpus - gpus)),
     ):
         if asked > has:
             problems.add(
                 "",
-                f"learners.*.{what}",
+                f"{section}.*.{what}",
                 "more asked than the machine has",
                 got=f"{asked:g}",
                 allowed=f"at most {has:g} together",
-                todo=f"Lower learners.<name>.{what}.",
+                todo=f"Lower {section}.<name>.{what}.",
             )
 
 

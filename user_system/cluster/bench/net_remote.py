@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from user_system.cluster import enrol, plan
+from user_system.cluster import away, enrol, plan
 from user_system.cluster.bench import net_policy, net_remote_edge
 from user_system.cluster.bench.figures import Figure, Goal, judged
 from user_system.cluster.bench.options import Options
@@ -178,7 +178,7 @@ def site(directory: Path, ends: Ends, steps: int) -> Iterator[Site]:
         started = []
         for process in processes:
             popen = ends.edge if process.host == HOST else ends.head
-            path = installed if process.spec.name == f"{enrol.POLICY}{ACTOR}" else ""
+            path = installed if process.spec.name == f"{away.PEER}{ACTOR}" else ""
             started.append(_start(process, popen, run.root, path, stack))
         yield Site(run.edge(HOST), started)
 

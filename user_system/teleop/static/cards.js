@@ -79,6 +79,7 @@ export class Cards {
       ["task", robot.task], ["for", robot.purpose], ["episode", robot.episode?.split("-").pop()],
       ["step", robot.step], ["version", robot.version],
       ["last", last === undefined || last === null ? "" : last > 0 ? "success" : "failure"],
+      ["action age", age(robot.figures?.action_age_p99_ms)],
       ["spool", robot.figures?.spool_fragments], ["rate", robot.rate ? `${robot.rate.toFixed(1)}×` : ""],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
     fill(card.facts, rows);
@@ -130,6 +131,10 @@ export class Cards {
       card.views.classList.toggle("stale", old);
     }
   }
+}
+
+function age(ms) {
+  return ms === undefined || ms === null ? "" : `${Math.round(ms)} ms`;
 }
 
 export function fill(list, rows) {
