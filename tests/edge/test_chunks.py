@@ -183,6 +183,15 @@ def test_questions_under_way_are_bounded_and_lost_ones_forgotten():
     assert world.chunks.due(12, PERIOD_MS)
 
 
+def test_an_older_plan_never_takes_the_place_of_a_newer_one():
+    chunks = World(spec()).chunks
+    for step in (0, 3):
+        chunks.asked(step, step)
+    assert chunks.take(3, plan(3, 8), 4)
+    assert not chunks.take(0, plan(0, 8), 5)
+    assert chunks.at(5).position == 2
+
+
 def test_a_plan_that_nobody_asked_for_is_not_used():
     chunks = World(spec()).chunks
     assert not chunks.take(0, plan(0, 8), 0)

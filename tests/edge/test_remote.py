@@ -328,6 +328,17 @@ def test_a_new_stream_is_told_what_was_executed(make_head, begin, wait_for):
     assert said[-1] == ("act", 4.0, "explore")
 
 
+def test_what_was_asked_on_a_stream_that_broke_is_not_waited_for(make_head, begin, wait_for):
+    head = make_head()
+    head.policies["arm"].mischief = "hang"
+    robot = begin(head.worker())
+    robot.ask(0)
+    wait_for(lambda: head.desks["arm"].busy_s > 0, "a question under way")
+    head.server.stop()
+    (lost,) = wait_for(lambda: robot.of(Plans), "an answer")
+    assert (lost.step, lost.plan) == (0, None)
+
+
 def test_a_handback_forgets_after_what_was_executed(make_head, begin, wait_for):
     head = make_head()
     robot = begin(head.worker())

@@ -949,6 +949,25 @@ def test_a_robot_without_plans_rests_holds_and_goes_on_with_a_newer_one(chunky):
     assert set(segments[~np.isnan(proposed)].tolist()) == {Segment.AUTO}
 
 
+def test_a_question_asked_while_it_came_to_rest_counts_once_it_holds(chunky):
+    hand = chunky()
+    hand.until_auto()
+    hand.go(6)
+    hand.worker.delay = 99
+    while hand.station.advisor.acting is not None:
+        hand.go()
+    stalled = hand.station.recorder.step
+    hand.worker.wanted = [k for k in hand.worker.wanted if k >= stalled]
+    hand.go(5)
+    assert hand.session.mode is Mode.HOLD
+    asked = hand.worker.wanted[0]
+    assert asked < stalled + 4, "before it held"
+    hand.worker.delay = 0
+    hand.go(1)
+    assert hand.session.mode is Mode.AUTO
+    assert hand.station.advisor.acting.position == hand.station.recorder.step - asked
+
+
 def test_the_arm_slows_down_within_its_limits_when_plans_stop(chunky, processes):
     spec = processes.SPEC
     driver = GateDriver(spec)

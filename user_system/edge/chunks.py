@@ -160,15 +160,14 @@ class Chunks:
         """Take the plan for step ``step``, now that step ``now`` is to be decided.
 
         Returns:
-            Whether it has an action for step ``now`` and is newer than the one at hand.
+            Whether it has an action for step ``now`` and is newer than all before.
         """
         asked = self._asked.pop(step, None)
         if asked is None:
             return False
-        # Answers come in the order of their questions: what is older is lost.
+        # Answers come in the order of their questions: what is older is lost, or not wanted.
         self._asked = {later: a for later, a in self._asked.items() if later > step}
-        newer = self._chunk is None or step > self._chunk.step
-        if step < self._floor or not newer or not 0 <= now - step < len(plan.actions):
+        if step < self._floor or not 0 <= now - step < len(plan.actions):
             self._late += 1
             return False
         self._chunk, self._fresh = _Chunk(step, plan, asked.captured_ns), True

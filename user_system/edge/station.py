@@ -274,8 +274,8 @@ class Station:
         if not self.session.judged:
             self.advisor.forget()
             return []
-        step, starving = self.recorder.step, self.session.starving
-        if self.session.mode is not self.arbiter.mode and not starving:
+        step = self.recorder.step
+        if self.session.mode is not self.arbiter.mode:
             self.advisor.chunks.flush(step)
         plan = self.session.wants_plan and self.advisor.due(step, seen) and not self._queue
         if plan or not self.session.wants_plan:  # a person drives: hand-backs find the newest
