@@ -183,6 +183,13 @@ def test_questions_under_way_are_bounded_and_lost_ones_forgotten():
     assert world.chunks.due(12, PERIOD_MS)
 
 
+def test_a_plan_of_one_action_is_waited_for_however_late_others_were():
+    for horizon in (1, 2):
+        chunks = World(spec(horizon)).chunks
+        chunks.latency.note(500.0)
+        assert chunks.prompt == (horizon == 1)
+
+
 def test_an_older_plan_never_takes_the_place_of_a_newer_one():
     chunks = World(spec()).chunks
     for step in (0, 3):

@@ -124,8 +124,11 @@ class Chunks:
 
     @property
     def prompt(self) -> bool:
-        """Whether plans come within the policy's budget, so that a step may wait for its own."""
-        return self.latency.expected_ms <= self._budget_ms
+        """Whether a step may wait for its own plan: it comes within the policy's budget.
+
+        A plan of one action is of use in its own step only, so that is always waited for.
+        """
+        return self._horizon == 1 or self.latency.expected_ms <= self._budget_ms
 
     def interval(self, period_ms: float) -> int:
         """Return the steps between two questions, where a step takes ``period_ms`` of wall time."""
