@@ -25,6 +25,9 @@ _MODULES = {
 }
 
 
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
@@ -107,6 +110,19 @@ def _realtime() -> Iterator[Finding]:
     yield Finding("SCHED_FIFO", "permitted" if may else "no; drivers run as everybody", True)
 
 
+def _congestion() -> Iterator[Finding]:
+    # Whoever sends has it: a robot host its experience, the head its weights.
+    if not CONGESTION.exists():
+        return
+    found = CONGESTION.read_text().strip()
+    if found != "bbr":
+        found += (
+            "; over links that lose packets bbr carries many times as much: "
+            "sysctl -w net.ipv4.tcp_congestion_control=bbr"
+        )
+    yield Finding("TCP congestion control", found, True)
+
+
 def _runs() -> Iterator[Finding]:
     for run in runs.living():
         ok = run.record.launcher_alive
@@ -129,6 +145,7 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _shared_memory,
     _sockets,
     _realtime,
+    _congestion,
     _tunnels,
     _runs,
 )
