@@ -23,6 +23,7 @@ FIGURES = {
     "net.episode_lan_ack_s": "net_episode",
     "net.episode_wan_s": "net_episode",
     "net.episode_wan_ack_s": "net_episode",
+    "net.episode_remote_s": "net_remote",
     "net.reconnect_s": "net_outage",
     "net.reconnect_10min_s": "net_outage",
     "net.drain_ack_ratio": "net_outage",
