@@ -6,8 +6,8 @@ The only package that imports grpc and zmq. From the bottom up:
 - ``wire``, ``wire_specs``: messages <-> what ``core`` calls them, checked
 - ``credentials``, ``authority``, ``security``, ``status``: who is who, who may what, how it is said
 - ``tunnel``, ``reconnect``: the way to the head, and staying on it; ``serving``: listening there
-- ``tunnel_ssh`` (``ssh_client``, ``ssh_causes``, ``ssh_keys``), ``tunnel_wireguard``
-  (``wireguard``, ``wireguard_link``): ways inside of something; ``admission``: how a newcomer gets one
+- ``tunnel_ssh`` (``ssh_client``, ``ssh_causes``, ``ssh_keys``) and ``tunnel_wireguard``
+  (``wireguard``, ``wireguard_link``): ways inside of something; ``admission``: how one gets them
 - ``experience_client`` -> ``experience_service``: fragments, exactly once
 - ``weights``: versions of policies, by tensor hash
 - ``hub_client`` -> ``hub_service``: registry, leases, requests

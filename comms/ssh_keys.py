@@ -159,9 +159,8 @@ def sshd_config(pki: Path, user: str, endpoints: Sequence[str], *, listen: str, 
     """Return the configuration of an sshd that does nothing but let robot hosts through.
 
     It runs as any user (``/usr/sbin/sshd -D -e -f FILE``) and serves that user only. The part
-    from ``AllowTcpForwarding`` on also fits into a ``Match User`` block of a machine's own sshd;
-    without ``AllowStreamLocalForwarding no`` a robot's key would reach the user's unix sockets,
-    which no option of ``authorized_keys`` forbids.
+    from ``AllowTcpForwarding`` on also fits into a ``Match User`` block of a machine's own sshd:
+    a second wall behind what ``authorized_keys`` says.
     """
     return f"""\
 # Made by user-system: a way to the services of this head, for enrolled robot hosts, and no shell.

@@ -21,7 +21,7 @@ from comms.credentials import AllowList, Credentials
 from comms.hub_client import HubClient
 from comms.hub_service import HubService
 from comms.serving import serve
-from comms.ssh_client import KEY, client_argv
+from comms.ssh_client import KEY, KNOWN_HOSTS, client_argv
 from comms.tunnel import Endpoints, open_tunnel
 from comms.tunnel_ssh import SshTunnel, destination
 from user_system.core.errors import LinkError
@@ -254,9 +254,13 @@ def alive(pid: int) -> bool:
 # --- what is refused ---------------------------------------------------
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_another_head_is_not_believed(
-    head: Head, edge: Edge, caplog: pytest.LogCaptureFixture
+    head: Head, edge: Edge, caplog: pytest.LogCaptureFixture, known: bool
 ) -> None:
+    """Neither one with another key than the one pinned, nor one where none is pinned."""
+    if not known:
+        (edge.folder / KNOWN_HOSTS).write_text("")
     head.stop()
     (head.folder / ssh_keys.HOST_KEY).unlink()
     ssh_keys.make_key(head.folder / ssh_keys.HOST_KEY)
@@ -329,30 +333,36 @@ def test_a_key_opens_the_endpoints_and_nothing_else(head: Head, edge: Edge, tmp_
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = edge.ssh("-W", f"127.0.0.1:{other.getsockname()[1]}", "--", "127.0.0.1")
         assert "administratively prohibited" in done.stderr
-    path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as secret:
+    assert not reaches_socket(edge, tmp_path)
+
+
+def reaches_socket(edge: Edge, folder: Path) -> bool:
+    """Return whether the key leads to a unix socket of the head's."""
+    path, local = folder / "s", folder / "l"
+    argv = client_argv(destination(edge.settings), edge.folder, {}, "lowdelay")[:-2]
+    with socket.socket(socket.AF_UNIX) as secret, socket.socket(socket.AF_UNIX) as caller:
         secret.bind(str(path))
         secret.listen()
         secret.settimeout(0.2)
-        local = tmp_path / "l"
-        argv = client_argv(destination(edge.settings), edge.folder, {}, "lowdelay")[:-2]
         forward = subprocess.Popen(
             [*argv, "-L", f"{local}:{path}", "--", "127.0.0.1"], stderr=subprocess.PIPE
         )
         try:
             wait_until(local.exists)
-            with socket.socket(socket.AF_UNIX) as caller:
-                caller.connect(str(local))
-                caller.settimeout(GENEROUS_S)
-                assert caller.recv(1) == b""
-            with pytest.raises(TimeoutError):
-                secret.accept()
+            caller.connect(str(local))
+            caller.settimeout(GENEROUS_S)
+            # Refused, it is closed; let through, it would be greeted.
+            with suppress(TimeoutError), secret.accept()[0] as reached:
+                reached.sendall(b"!")
+            return caller.recv(1) == b"!"
         finally:
             forward.terminate()
             forward.communicate()
 
 
-def test_authorized_keys_alone_keep_a_key_to_the_endpoints(head: Head, edge: Edge) -> None:
+def test_authorized_keys_alone_keep_a_key_to_the_endpoints(
+    head: Head, edge: Edge, tmp_path: Path
+) -> None:
     """Where the machine's own sshd is used, whose configuration may allow everything."""
     head.stop()
     config = head.folder / ssh_keys.SSHD_CONFIG
@@ -369,5 +379,6 @@ def test_authorized_keys_alone_keep_a_key_to_the_endpoints(head: Head, edge: Edg
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = edge.ssh("-W", f"127.0.0.1:{other.getsockname()[1]}", "--", "127.0.0.1")
         assert "administratively prohibited" in done.stderr
+    assert not reaches_socket(edge, tmp_path)
     tunnel = edge.tunnel()
     wait_until(lambda: answers(tunnel))
