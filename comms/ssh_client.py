@@ -160,7 +160,7 @@ class SshClient:
         self._sockets = tuple(sockets)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._closing = threading.Event()
+        self._closing, self._settled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"ssh {name}", daemon=True)
         self._patient, self._lasting = Backoff(*_PATIENT_S), Backoff(*_LASTING_S)
         self._lines: deque[str] = deque(maxlen=_SEEN)
@@ -175,8 +175,13 @@ class SshClient:
                 self._trouble = f"ssh ({self._name}): not connected yet"
                 self._thread.start()
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait until the first attempt is through or has failed, at most ``timeout_s``."""
+        self._settled.wait(timeout_s)
+
     def close(self) -> None:
         """End the client; idempotent."""
+        self._settled.set()
         with self._lock:
             self._closing.set()
         for end in (subprocess.Popen.terminate, subprocess.Popen.kill):
@@ -253,6 +258,7 @@ class SshClient:
         if self._cause is not None:
             log.info("ssh (%s): connected again", self._name)
         self._cause, self._trouble = None, ""
+        self._settled.set()
 
     def _hear(self, line: str) -> None:
         self._lines.append(line)
@@ -275,6 +281,7 @@ class SshClient:
         self._figures["connected"] = 0
         cause, line = why(self._lines)
         self._note(cause, line or f"exit status {code}")
+        self._settled.set()
         delay = (self._lasting if cause.lasting else self._patient).died(lived_s)
         # An attempt that was waited for in vain was wait enough: only the jitter is left.
         return min(delay, _JITTER_S) if cause is TIMED_OUT else delay

@@ -24,6 +24,10 @@ _OPTIONS = {"grpc.max_reconnect_backoff_ms": 150}
 """To try a socket of this host costs nothing, and ours are there at once when ssh is through."""
 
 
+_FIRST_S = 6.0
+"""Most that the first use waits for; an attempt takes half a second, plus seven round trips."""
+
+
 class SshTunnel:
     """Two supervised ssh clients, begun when something of theirs is first used.
 
@@ -50,8 +54,14 @@ class SshTunnel:
         self._dialler = Dialler(targets, credentials, "localhost", _OPTIONS)
 
     def channel(self, service: Service) -> "grpc.Channel":
-        """Return the one gRPC channel to a service; it reconnects by itself."""
-        (self._bulk if service in BULK else self._urgent).start()
+        """Return the one gRPC channel to a service; it reconnects by itself.
+
+        The first call waits for ssh to be through, or to fail.
+        """
+        client = self._bulk if service in BULK else self._urgent
+        client.start()
+        # Who asks once and goes would otherwise always be gone before there is a way.
+        client.settle(_FIRST_S)
         return self._dialler.channel(service)
 
     def fresh(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":

@@ -183,6 +183,11 @@ def test_calls_go_through_and_nothing_is_left_behind(edge: Edge) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_who_asks_once_gets_an_answer(edge: Edge) -> None:
+    """The first use waits for the way: a call fails at once where there is none yet."""
+    assert HubClient(edge.tunnel()).status().run == "r"
+
+
 def test_urgent_and_bulk_are_clients_of_their_own(edge: Edge) -> None:
     import grpc
 

@@ -14,7 +14,7 @@ import user_system
 from comms import probing
 from comms.credentials import Credentials
 from comms.hub_client import HubClient
-from user_system.cluster import census, dial, setup, spools
+from user_system.cluster import census, dial, setup, spools, tunnel_doctor
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
@@ -106,6 +106,14 @@ def _endpoints(patient: Patient) -> Iterator[Finding]:
         else:
             found = f"{addresses}: {step.what}, {1000 * step.seconds:.0f} ms"
             yield Finding(f"{name} {endpoint}", found, True)
+
+
+def _tunnel(patient: Patient) -> Iterator[Finding]:
+    """What the tunnel needs of this host, and whether its other end is there."""
+    link = patient.link
+    for finding in tunnel_doctor.robot_host(link.pki, link.kind, link.settings):
+        patient.reached = patient.reached and finding.ok
+        yield finding
 
 
 def _fresh_lane(patient: Patient) -> Iterator[Finding]:
@@ -209,6 +217,7 @@ def _life(patient: Patient) -> Iterator[Finding]:
 LOOKS: tuple[Look, ...] = (
     _credentials,
     _endpoints,
+    _tunnel,
     _fresh_lane,
     _hub,
     _large_messages,
