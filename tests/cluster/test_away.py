@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from comms import tunnel_ssh
 from comms.credentials import Credentials, Role, parse, subject
-from user_system.cluster import away, enrol, machine, policy_host, ports, setup
+from comms.tunnel import Endpoints
+from user_system.cluster import away, enrol, machine, policy_host, ports, setup, tunnels
 from user_system.cluster.compose import Composer
 from user_system.cluster.edge_host import _robot
 from user_system.cluster.layout import RunDir
-from user_system.cluster.manifest import HostEntry, load_manifest
+from user_system.cluster.manifest import HostEntry, TunnelEntry, load_manifest
 from user_system.cluster.plan import everything
 from user_system.cluster.ports import Ports
 from user_system.cluster.tree import Problems
@@ -194,3 +196,37 @@ def test_weights_of_a_policy_at_the_head_are_not_fetched():
     uplink.need("arm", 3)
     uplink.need("leg", 4)
     assert uplink._weights.calls == [("rlpd", 4)]
+
+
+# --- the way there --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen"),
+    [("direct", "head.example:7010"), ("wireguard", "10.86.0.1:7010"), ("ssh", "127.0.0.1:7010")],
+)
+def test_each_kind_of_tunnel_leads_to_policies(tmp_path, kind, seen):
+    near = Endpoints(policies={"pick": "127.0.0.1:7010"})
+    entry = TunnelEntry(kind=kind, listen="127.0.0.1", host="head.example")
+    assert tunnels.seen(entry, near).policies == {"pick": seen}
+
+
+def test_sshd_lets_robot_hosts_through_to_policies(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(tunnels.admission, "publish", lambda *offer: told.append(offer))
+    near = Endpoints(policies={"pick": "127.0.0.1:7010"})
+    tunnels.publish(tmp_path, TunnelEntry(kind="direct"), near)
+    assert "127.0.0.1:7010" in told[0][3]
+
+
+def test_ssh_forwards_to_policies_on_its_urgent_connection(tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        tunnel_ssh, "_client", lambda name, to, pki, forwards: made.setdefault(name, forwards)
+    )
+    enrol.make_pki(tmp_path, load_manifest(DEMO))
+    near = Endpoints(policies={"pick": "127.0.0.1:7010"})
+    tunnel_ssh.SshTunnel(near, Credentials.load(tmp_path, "local"), None, tmp_path)
+    names = {path.name: at for path, at in made["urgent"].items()}
+    assert names["policy-pick"] == "127.0.0.1:7010", "a colon would end the socket's name"
+    assert not {path.name for path in made["bulk"]} & names.keys()
