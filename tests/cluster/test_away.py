@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from comms import tunnel_ssh
@@ -164,7 +165,7 @@ def test_a_policy_that_hangs_is_named_to_its_robot_before_the_process_ends(polic
     deadline = time.monotonic() + 60.0
     told = []
     desk = policies.desk("arm-1")
-    desk._planner._mind.act = lambda mode: time.sleep(1.0) or Plan(None)
+    desk._planner._mind.act = lambda mode: time.sleep(1.0) or Plan(np.zeros((1, 4), np.float32))
     monkeypatch.setattr(desk, "failed", told.append)
     desk._planner.ask(0, "explore")
     while desk.busy_s <= 0.2:
