@@ -50,7 +50,7 @@ still agree that it is."""
 _CA_LIFE = timedelta(days=3650)
 _KEPT = 3
 """Certificates of one name that count beside the one in use: an answer with a new one can be lost,
-and is then asked for again."""
+and is then asked for again; and streams outlive the certificates that they began with."""
 
 
 class Authority:
@@ -112,7 +112,12 @@ class Authority:
         return read(self.directory / f"{HUB}.pub").strip()
 
     def issue(
-        self, name: str, role: Role, sans: Sequence[str] = ("localhost", "127.0.0.1")
+        self,
+        name: str,
+        role: Role,
+        sans: Sequence[str] = ("localhost", "127.0.0.1"),
+        *,
+        anew: bool = False,
     ) -> Credentials:
         """Return the credentials of a process of this host, made or renewed where that is due.
 
@@ -120,16 +125,17 @@ class Authority:
             name: unique in the lab; a robot host's is the name of the host.
             role: what it may do.
             sans: host names and addresses under which a ``service`` listens; others have none.
+            anew: make a new certificate though it is not due.
 
         Raises:
-            SecurityError: not a name, revoked, or what is there cannot be read.
+            SecurityError: not a name, revoked, enrolled by another host, or what is there cannot be
+                read.
         """
         check_name(name)
         with locked(self.directory):
             entries = read_allowed(self.directory)
-            if name not in entries and name in read_revoked(self.directory):
-                raise SecurityError(f"{name!r} was revoked", todo=_REVOKED_TODO.format(name=name))
-            if not self._fresh(name, role, sans):
+            self._check_ours(name, entries)
+            if anew or not self._fresh(name, role, sans):
                 self._make(name, role, sans)
             if not (self.directory / f"{name}.curve").exists():
                 _create_curve(self.directory, name)
@@ -138,17 +144,29 @@ class Authority:
             self._allow(entries, Peer(name, role), public, certificate)
         return Credentials.load(self.directory, name)
 
-    def renew_issued(self) -> list[str]:
-        """Renew what was issued here and is due; return whose. Its processes read it again."""
-        renewed = []
-        for name, entry in read_allowed(self.directory).items():
-            path = self.directory / f"{name}.pem"
-            if path.exists():
-                old = read(path)
-                sans = _sans(parse(split(old)[0]))
-                self.issue(name, Role(entry["role"]), sans)
-                renewed += [name] if read(path) != old else []
-        return renewed
+    def issued(self) -> list[str]:
+        """Return whose keys are here too."""
+        names = read_allowed(self.directory)
+        return [name for name in names if (self.directory / f"{name}.pem").exists()]
+
+    def reissue(self, name: str, *, anew: bool = False) -> bool:
+        """Renew what was issued here if that is due, or in any case; return whether it was.
+
+        Its processes read it again by themselves.
+        """
+        path = self.directory / f"{name}.pem"
+        old = read(path)
+        certificate = parse(split(old)[0])
+        self.issue(name, subject(certificate).role, _sans(certificate), anew=anew)
+        return read(path) != old
+
+    def restore(self, name: str) -> None:
+        """Allow that a revoked name is issued here again; its old keys stay refused."""
+        with locked(self.directory):
+            known = read_revoked(self.directory)
+            if name in known:
+                known[name]["restored"] = True
+                write_table(self.directory / "revoked.json", known)
 
     def renew(self, shown: bytes, request: bytes, witness: Callable[[Peer], object]) -> bytes:
         """Sign a request of somebody who is enrolled, for the same name, role and addresses.
@@ -246,16 +264,16 @@ class Authority:
         new: "x509.Certificate",
         used: "x509.Certificate | None" = None,
     ) -> None:
-        """Enter a certificate beside those of its name that still count.
+        """Enter a certificate beside those of its name before it.
 
         The one in use stays; of others only the newest few, so that lost answers do not add up.
+        One that has run out opens no connection any more; a stream from before may live on it.
         """
         before = entries.get(peer.name, {})
         same = before.get("role") == peer.role and before.get("curve") == curve_public.decode()
         old = before.get("certificates", {}) if same else {}
-        alive = [kept for kept in old.items() if kept[1]["until"] > time.time()]
-        alive.sort(key=lambda kept: float(kept[1]["since"]))
-        certificates = dict(alive[-_KEPT:])
+        by_age = sorted(old.items(), key=lambda kept: float(kept[1]["since"]))
+        certificates = dict(by_age[-_KEPT:])
         if used is not None:
             certificates[fingerprint(used)] = _facts(used)
         certificates[fingerprint(new)] = _facts(new)
@@ -266,6 +284,16 @@ class Authority:
         }
         if before != entry:
             _write_allowed(self.directory, {**entries, peer.name: entry})
+
+    def _check_ours(self, name: str, entries: dict[str, Any]) -> None:
+        revoked = read_revoked(self.directory).get(name)
+        if name not in entries and revoked is not None and not revoked.get("restored"):
+            raise SecurityError(f"{name!r} was revoked", todo=_REVOKED_TODO.format(name=name))
+        if name in entries and not (self.directory / f"{name}.pem").exists():
+            raise SecurityError(
+                f"{name!r} is enrolled, and its keys are on another host",
+                todo=f"Name it as remote in the manifest, or: user-system enrol revoke {name}.",
+            )
 
     def _note_revoked(self, name: str, entry: dict[str, Any]) -> None:
         known = read_revoked(self.directory)

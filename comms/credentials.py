@@ -116,16 +116,17 @@ class Shown:
 class AllowList:
     """Who may connect, as last written by the authority. Read again whenever the file changes.
 
-    Looking whether it did is one ``stat``, about 2 us. Thread-safe: readers see the old list or the
+    Looking whether it did is one ``stat``. Thread-safe: readers see the old list or the
     new one.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
+        self._path = str(directory / "allow.json")
         self._stamp: tuple[int, int, int] | None = None
         self._peers: dict[str, Peer] = {}
         self._by_curve: dict[bytes, Peer] = {}
-        self._certificates: dict[str, frozenset[str]] = {}
+        self._certificates: dict[str, dict[str, float]] = {}
 
     def lookup(self, curve_public: bytes) -> Peer | None:
         """Return who owns a public CURVE key (Z85); None: nobody we know."""
@@ -138,12 +139,18 @@ class AllowList:
         return self._peers.get(peer.name) == peer
 
     def admits(self, shown: Shown) -> bool:
-        """Return whether this very certificate counts now."""
-        return (
-            self.holds(shown.peer)
-            and shown.fingerprint in self._certificates.get(shown.peer.name, ())
-            and time.time() < shown.until
-        )
+        """Return whether somebody who shows this very certificate is let in now."""
+        return time.time() < shown.until and self.keeps(shown)
+
+    def keeps(self, shown: Shown) -> bool:
+        """Return whether somebody who was let in with this certificate may stay.
+
+        It may have run out meanwhile, where its owner has got a new one.
+        """
+        if not self.holds(shown.peer):
+            return False
+        known = self._certificates.get(shown.peer.name, {})
+        return shown.fingerprint in known and time.time() < max(known.values())
 
     def version(self) -> object:
         """Return something that differs whenever the list does."""
@@ -151,18 +158,20 @@ class AllowList:
         return self._stamp
 
     def _refresh(self) -> None:
-        path = self._directory / "allow.json"
         try:
-            status = path.stat()
+            status = os.stat(self._path)
         except OSError as error:
-            raise SecurityError(f"cannot read {path}", got=error) from error
+            raise SecurityError(f"cannot read {self._path}", got=error) from error
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp == self._stamp:
             return
         entries = read_allowed(self._directory)
         peers = {name: Peer(name, Role(entry["role"])) for name, entry in entries.items()}
         self._certificates = {
-            name: frozenset(entry.get("certificates", ())) for name, entry in entries.items()
+            name: {key: float(facts["until"]) for key, facts in entry["certificates"].items()}
+            for name, entry in entries.items()
+            # Written before certificates were named: nobody until it is issued again.
+            if "certificates" in entry
         }
         self._by_curve = {entries[name]["curve"].encode(): peer for name, peer in peers.items()}
         self._peers = peers
@@ -193,6 +202,12 @@ def fingerprint(certificate: "x509.Certificate") -> str:
     from cryptography.hazmat.primitives import hashes
 
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def printed_fingerprint(pem: bytes) -> str:
+    """Return the SHA-256 of a certificate (PEM) as browsers show it: ``AB:CD:...``."""
+    digest = fingerprint(parse(pem)).upper()
+    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
 def key_fingerprint(key: "CertificatePublicKeyTypes") -> bytes:

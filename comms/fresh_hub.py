@@ -65,8 +65,10 @@ class FreshHub:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fresh hub", daemon=True)
         self._figures = dict.fromkeys(
-            ("received", "sent", "denied", "malformed", "errors", "strangers"), 0.0
+            ("received", "sent", "denied", "malformed", "errors", "strangers", "expelled"), 0.0
         )
+        self._seen: object = None
+        """The allow-list that the sessions were last held against."""
         self._quiet_until = 0.0
         """Refusals are logged once a second at most: a peer could send thousands."""
         self.port = 0
@@ -152,6 +154,7 @@ class FreshHub:
         while not self._closing.is_set():
             now = time.monotonic()
             if now >= tick_at:
+                self._expel()
                 self._board.tick()
                 tick_at = now + _TICK_S
             self._route_own()
@@ -188,8 +191,8 @@ class FreshHub:
     def _take(self, identity: bytes, frame: Any, message: Parcel) -> None:
         peer = None
         try:
-            peer = self._peer(frame)
-            self._board.receive(identity, peer, message)
+            key, peer = self._peer(frame)
+            self._board.receive(identity, peer, message, key)
         except SecurityError as error:
             self._figures["denied"] += 1
             if self._may_complain():
@@ -208,13 +211,23 @@ class FreshHub:
         self._quiet_until = now + _TICK_S
         return True
 
-    def _peer(self, frame: Any) -> Peer:
-        """Return who is behind a connection: ZAP tied its key to every message."""
-        key = str(frame.get("User-Id"))
-        peer = self._allow.lookup(key.encode())
+    def _peer(self, frame: Any) -> tuple[bytes, Peer]:
+        """Return key and owner of a connection: ZAP tied its key to every message."""
+        key = str(frame.get("User-Id")).encode()
+        peer = self._allow.lookup(key)
         if peer is None:
-            raise SecurityError("a key that is not enrolled (any more)", got=key)
-        return peer
+            raise SecurityError("a key that is not enrolled (any more)", got=key.decode())
+        return key, peer
+
+    def _expel(self) -> None:
+        """Forget those who were revoked: nothing is sent to them any more, as nothing is heard."""
+        version = self._allow.version()
+        if version != self._seen:
+            self._seen = version
+            self._figures["expelled"] += self._board.expel(self._is_enrolled)
+
+    def _is_enrolled(self, session: Session) -> bool:
+        return self._allow.lookup(session.key) == session.peer
 
     def _route_own(self) -> None:
         while True:

@@ -25,6 +25,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 import struct
 import time
@@ -57,6 +58,7 @@ MAX_OPEN = 1000
 """Invitations that may be open at once."""
 
 _ID_BYTES, _SECRET_BYTES = 8, 16
+_Z85 = re.compile(rb"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _MAX_LINE = 1000
 """Characters; the longest real one has about 500."""
 _AGAIN = "Have a new one made at the head: user-system enrol create NAME."
@@ -280,13 +282,13 @@ class Invitations:
             SecurityError: unknown, expired, used by another key, or not a proper request.
         """
         key = requested(request.csr)
-        if len(request.curve_public) != 40:
+        if not _Z85.fullmatch(request.curve_public):
             raise SecurityError("not a public CURVE key", got=f"{len(request.curve_public)} bytes")
         with locked(self._authority.directory):
             known = self._read()
             entry = self._find(known, request)
             peer = Peer(entry["name"], Role(entry["role"]))
-            owner = [key_fingerprint(key).hex(), request.curve_public.decode("ascii", "replace")]
+            owner = [key_fingerprint(key).hex(), request.curve_public.decode()]
             self._authority.check_keys(key, request.curve_public)
             used = entry["used"]
             if used is not None:

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 TRIES = 3
 """Requests whose answers may be lost before a person is told."""
 
+WAIT_S = 1.0
+"""Wait after the first lost answer, s; after the next one twice as long."""
+
 _NOT_YET, _EXPIRED = 9, 10
 """OpenSSL's reasons why a certificate is not valid now."""
 _MUCH_S = 30.0
@@ -207,7 +210,7 @@ def _ask(
             if tried == TRIES:
                 raise
             log.info("asking again: %s", error)
-            time.sleep(tried)
+            time.sleep(tried * WAIT_S)
 
 
 def _judge(answer: https.Answer) -> dict[str, Any]:

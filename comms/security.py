@@ -214,14 +214,13 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             **self._doorway.stats(),
         }
 
-    def _check(self, method: str, context: grpc.ServicerContext) -> Shown:
+    def _check(self, method: str, shown: Shown) -> None:
         """Let the caller pass, or say who was refused what."""
-        shown = _read(shown_pem(context))
         peer = shown.peer
         roles = self._rules.get(method, frozenset())
         admitted = self._allow.admits(shown)
         if peer.role in roles and admitted:
-            return shown
+            return
         self._denied += 1
         if self._lines.take(peer.name):
             log.warning("refused %s to %s (%s)", method, peer.name, peer.role.value)
@@ -259,7 +258,7 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         now = time.time()
         for key, (shown, context) in list(self._calls.items()):
             # A certificate runs out without the list changing.
-            if (changed or now >= shown.until) and not self._allow.admits(shown):
+            if (changed or now >= shown.until) and not self._allow.keeps(shown):
                 if self._calls.pop(key, None) is not None:
                     self._cut += 1
                     log.warning("call of %s cut: its certificate does not count", shown.peer.name)
@@ -268,13 +267,12 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     @contextmanager
     def _watched(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
         """Check the caller, and have its call cut once it would not be let in any more."""
-        shown = self._check(method, context)
+        shown = _read(shown_pem(context))
         key = id(context)
+        # Before the check: a list that changes after it finds the call here.
         self._calls[key] = (shown, context)
         try:
-            # Between the check and this line the list may have changed, and been looked at.
-            if not self._allow.admits(shown):
-                raise SecurityError(f"{shown.peer.name!r} was revoked")
+            self._check(method, shown)
             with self._doorway.enter(shown.peer):
                 yield
         finally:

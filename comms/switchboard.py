@@ -61,6 +61,8 @@ class Session:
 
     identity: bytes
     peer: Peer
+    key: bytes = b""
+    """Public CURVE key (Z85) of the connection."""
     hears: frozenset[str] = frozenset()
     sees: frozenset[str] = frozenset()
     seen: float = 0.0
@@ -115,13 +117,14 @@ class Switchboard:
             "undeliverable": float(self._undeliverable),
         }
 
-    def receive(self, identity: bytes, peer: Peer, message: Parcel) -> None:
+    def receive(self, identity: bytes, peer: Peer, message: Parcel, key: bytes = b"") -> None:
         """Act on a message as far as its sender may send it.
 
         Args:
             identity: of the connection it came by.
             peer: who is behind that.
             message: what it says.
+            key: public CURVE key (Z85) of the connection.
 
         Raises:
             SecurityError: the sender may not say that.
@@ -135,7 +138,7 @@ class Switchboard:
         _require(peer, RULES.get(kind, frozenset()), f"send a {kind}")
         match message:
             case pb.FreshHello():
-                self._hello(identity, peer, message)
+                self._hello(identity, peer, message, key)
                 return
             case pb.OperatorCommand():
                 if peer.role is Role.OPERATOR and message.operator != peer.name:
@@ -179,6 +182,13 @@ class Switchboard:
             else:
                 self._tell(session)
 
+    def expel(self, stays: Callable[[Session], bool]) -> int:
+        """Forget the sessions of those who may not stay; return how many they were."""
+        gone = [session for session in self.sessions.values() if not stays(session)]
+        for session in gone:
+            self.forget(session)
+        return len(gone)
+
     def forget(self, session: Session) -> None:
         """Forget a connection; stops that it did not take wait for the next one of its robots."""
         self.sessions.pop(session.identity, None)
@@ -188,7 +198,7 @@ class Switchboard:
             if isinstance(message, pb.Stop):
                 self._to_host(message.robot, message, "")
 
-    def _hello(self, identity: bytes, peer: Peer, hello: pb.FreshHello) -> None:
+    def _hello(self, identity: bytes, peer: Peer, hello: pb.FreshHello, key: bytes) -> None:
         if hello.role == "robot":
             _require(peer, _ROBOT, "speak for robots")
         else:
@@ -198,7 +208,7 @@ class Switchboard:
         session = self.sessions.get(identity)
         if session is None:
             self._make_room(peer)
-            session = self.sessions[identity] = Session(identity, peer)
+            session = self.sessions[identity] = Session(identity, peer, key)
             self._tell(session)
         session.seen = time.monotonic()
         robots = frozenset(hello.robots)

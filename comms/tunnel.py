@@ -10,9 +10,11 @@ would otherwise delay the other.
 """
 
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -41,6 +43,9 @@ MAX_FRESH = 1 << 20
 
 KEEPALIVE_MS = 5000
 """A peer that says nothing for so long is asked; when it does not answer, the link is down."""
+
+RETIRED = 3
+"""Renewals of its certificate that a stream outlives."""
 
 ATTEMPT_MS = 3000
 """Time of one attempt to connect, handshakes included. An attempt begun in an outage asks again
@@ -139,8 +144,8 @@ class Dialler:
         self._lock = threading.Lock()
         self._channels: dict[str, grpc.Channel] = {}
         self._shown = self._wallet()
-        self._retired: list[grpc.Channel] = []
-        """Those of the certificate before: it has run out when the one after it is replaced."""
+        self._retired: deque[list[grpc.Channel]] = deque()
+        """Those of certificates before this one; streams may still live on them."""
 
     def channel(self, service: Service) -> "grpc.Channel":
         """Return the one channel to a service."""
@@ -168,10 +173,11 @@ class Dialler:
         if credentials is self._shown:
             return
         self._shown = credentials
-        for channel in self._retired:
-            channel.close()
-        self._retired = list(self._channels.values())
+        self._retired.append(list(self._channels.values()))
         self._channels = {}
+        if len(self._retired) > RETIRED:
+            for channel in self._retired.popleft():
+                channel.close()
 
     def fresh(self, context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
         """Return a new DEALER that dials the hub."""
@@ -196,7 +202,7 @@ class Dialler:
     def close(self) -> None:
         """Close the channels."""
         with self._lock:
-            for channel in (*self._channels.values(), *self._retired):
+            for channel in (*self._channels.values(), *chain(*self._retired)):
                 channel.close()
             self._channels.clear()
             self._retired.clear()

@@ -10,6 +10,7 @@ import typer
 
 from user_system.cli_audit import audit
 from user_system.cli_edge import edge_app
+from user_system.cli_enrol import enrol_app
 from user_system.cli_replay import replay_app, table
 from user_system.cli_store import add_to
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
@@ -29,6 +30,7 @@ app.add_typer(plugins_app, name="plugins")
 app.add_typer(robots_app, name="robots")
 app.add_typer(edge_app, name="edge")
 add_to(replay_app)
+app.add_typer(enrol_app, name="enrol", no_args_is_help=True)
 app.add_typer(replay_app, name="replay", no_args_is_help=True)
 
 Setting = Annotated[

@@ -149,3 +149,10 @@ def test_the_learning_curve_is_a_picture(tmp_path) -> None:
     path = report.draw(tmp_path, JOURNAL, VIEW.evaluations)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert report.draw(tmp_path, [], []) == path, "a run that ended at once has an empty one"
+
+
+def test_a_line_is_printed_to_the_letter() -> None:
+    out = io.StringIO()
+    text = "compare B6:AB:17:CD:43 [bold]x[/bold]"
+    Progress(console=Console(file=out, highlight=False, width=200)).say(text)
+    assert text in out.getvalue()

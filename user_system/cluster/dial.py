@@ -1,21 +1,15 @@
 """From a link's config to the objects of ``comms``; every composition root begins here."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 
-from comms.credentials import AllowList, Credentials
+from comms.credentials import AllowList
+from comms.enrolment import EnrolmentClient
 from comms.near import NearTunnel
+from comms.renewal import Renewer, here
 from comms.tunnel import Endpoints, Tunnel, open_tunnel
 from comms.wallet import DiskWallet
 from user_system.cluster.configs import LinkConfig, ShardConfig
-
-
-def credentials(link: LinkConfig) -> Credentials:
-    """Return who this process is.
-
-    Raises:
-        SecurityError: its credentials are missing, expired or readable by others.
-    """
-    return Credentials.load(link.pki, link.name)
 
 
 def wallet(link: LinkConfig) -> DiskWallet:
@@ -39,12 +33,22 @@ def listening(listen: str, endpoint: str) -> str:
 
 def shard_tunnel(shard: ShardConfig) -> "closing[Tunnel]":
     """Return the agent's way to the shard of its own host, closed at the end of its ``with``."""
-    me = Credentials.load(shard.pki, shard.host)
-    return closing(NearTunnel("replay", shard.socket, me))
+    return closing(NearTunnel("replay", shard.socket, DiskWallet(shard.pki, shard.host)))
 
 
-def tunnel(link: LinkConfig) -> "closing[Tunnel]":
-    """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet."""
+def tunnel(link: LinkConfig) -> AbstractContextManager[Tunnel]:
+    """Return the way to the head, closed at the end of its ``with``; nothing is dialled yet.
+
+    Within the ``with`` the process's certificate is renewed when that is due.
+
+    Raises:
+        SecurityError: its credentials are missing, expired or readable by others.
+    """
+    return _renewing(link, wallet(link))
+
+
+def way_of(link: LinkConfig, held: DiskWallet) -> "closing[Tunnel]":
+    """Return the way to the head with these credentials, closed at the end of its ``with``."""
     endpoints = Endpoints(
         hub=link.hub,
         replay=link.replay,
@@ -52,4 +56,17 @@ def tunnel(link: LinkConfig) -> "closing[Tunnel]":
         reader=link.reader,
         policies=link.policies,
     )
-    return closing(open_tunnel(link.kind, endpoints, wallet(link), link.settings, link.pki))
+    return closing(open_tunnel(link.kind, endpoints, held, link.settings, link.pki))
+
+
+@contextmanager
+def _renewing(link: LinkConfig, held: DiskWallet) -> Iterator[Tunnel]:
+    with way_of(link, held) as way:
+        renewer = None if here(held.directory) else Renewer(held, EnrolmentClient(way).renew)
+        try:
+            if renewer is not None:
+                renewer.start()
+            yield way
+        finally:
+            if renewer is not None:
+                renewer.close()

@@ -99,7 +99,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line above whatever is live."""
         elapsed = self._clock() - self._began
-        self._console.print(f"[{elapsed:6.1f} s] {text}", markup=False, soft_wrap=True)
+        line = f"[{elapsed:6.1f} s] {text}"
+        # As it is: a fingerprint may hold what the library takes for the name of a picture.
+        self._console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def _table(self, view: View) -> Table:
         table = Table(title=f"{view.run}   {self._page}", title_justify="left", expand=False)

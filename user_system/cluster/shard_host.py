@@ -8,9 +8,11 @@ import sys
 
 from comms import near
 from comms.authority import Authority
-from comms.credentials import AllowList, Credentials, Role
+from comms.credentials import AllowList, Role
 from comms.experience_service import ExperienceService
+from comms.renewal import Reissuer
 from comms.serving import serve
+from comms.wallet import DiskWallet
 from user_system.cluster import dial, heartbeat, replay_host
 from user_system.cluster.configs import ShardConfig, ShardHostConfig
 from user_system.cluster.process import Life, run
@@ -22,14 +24,16 @@ WRITER = "replay"
 def main(config: ShardHostConfig, life: Life) -> None:
     """Store what arrives until told to stop."""
     sys.setswitchinterval(replay_host.SWITCH_S)
-    me = introduce(config.shard)
+    authority = introduce(config.shard)
+    wallet = DiskWallet(config.shard.pki, WRITER)
     replay_host.check_space(config.directory, config.reserve_bytes)
     config.shard.socket.unlink(missing_ok=True)
     store = replay_host.make_store(config)
     address, allow = near.address(config.shard.socket), AllowList(config.shard.pki)
     with (
         store.open(create=True),
-        serve([ExperienceService(store)], credentials=me, allow=allow, address=address),
+        Reissuer(authority),
+        serve([ExperienceService(store)], credentials=wallet, allow=allow, address=address),
         dial.tunnel(config.link) as way,
     ):
         life.ready()
@@ -37,11 +41,12 @@ def main(config: ShardHostConfig, life: Life) -> None:
         heartbeat.report(way, life, name, "replay", store.stats)
 
 
-def introduce(shard: ShardConfig) -> Credentials:
-    """Make what writer and agent know each other by; return the writer's."""
+def introduce(shard: ShardConfig) -> Authority:
+    """Make what writer and agent know each other by; return who made it."""
     authority = Authority.open(shard.pki)
     authority.issue(shard.host, Role.ROBOT)
-    return authority.issue(WRITER, Role.SERVICE)
+    authority.issue(WRITER, Role.SERVICE)
+    return authority
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ class RobotView:
     help: str = ""
     version: int = 0
     figures: dict[str, float] = field(default_factory=dict)
+    host: str = ""
+    """The edge host it is wired to."""
+    seen_s: float = 0.0
+    """Time since it was last heard of, s."""
 
 
 def invite(host: str) -> str:
@@ -128,7 +132,17 @@ def view_of(status: hub_pb2.SystemStatus) -> View:
         version=status.policy_version,
         figures=dict(status.figures),
         robots=tuple(
-            RobotView(r.name, r.mode, r.online, r.holder, r.help, r.version, dict(r.figures))
+            RobotView(
+                name=r.name,
+                mode=r.mode,
+                online=r.online,
+                holder=r.holder,
+                help=r.help,
+                version=r.version,
+                figures=dict(r.figures),
+                host=r.host,
+                seen_s=r.last_seen_s,
+            )
             for r in status.robots
         ),
         evaluations=tuple(

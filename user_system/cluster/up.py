@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from comms.credentials import printed_fingerprint, read
 from user_system.cluster import (
     auditing,
     enrol,
@@ -214,6 +215,10 @@ def _live(
     def served(name: str) -> None:
         if name == "teleop":
             progress.say(f"page: {login(prepared)}")
+            if manifest.page_secure:
+                own = printed_fingerprint(read(run.pki / "ca.crt"))
+                progress.say(f"bring a browser to trust it: {prepared.composer.page}/trust")
+                progress.say(f"fingerprint to compare there: {own}")
 
     supervisor.start([p.spec for p in prepared.processes], interrupt.asked, served)
     if interrupt.asked():

@@ -11,6 +11,7 @@ from comms.authority import Authority, locked
 from comms.credentials import Peer, read_allowed
 from comms.invitations import Invitations, Request
 from comms.pb import enrol_pb2
+from comms.renewal import is_late
 from user_system.core.clock import SECOND, Clock
 from user_system.core.errors import SecurityError
 from user_system.core.throttle import Throttle
@@ -18,8 +19,6 @@ from user_system.hub.audit import Audit
 
 log = logging.getLogger(__name__)
 
-ALARM_S = 86400.0
-"""A certificate that runs out in less than this should have been renewed long ago."""
 LOOK_S = 60.0
 """How often certificates are looked at."""
 
@@ -103,12 +102,17 @@ class Enrolments:
             return
         self._next_look_ns = now + int(LOOK_S * SECOND)
         try:
-            for name in self._authority.renew_issued():
-                log.info("renewed the certificate of %s", name)
-                self._audit.write("renew", name, here=True)
+            for name in self._authority.issued():
+                if self._authority.reissue(name):
+                    log.info("renewed the certificate of %s", name)
+                    self._audit.write("renew", name, here=True)
             self._look()
         except SecurityError as error:
             log.error("certificates of this host cannot be looked after: %s", error)
+
+    def look_now(self) -> None:
+        """Have the next tick look after certificates."""
+        self._next_look_ns = 0
 
     def figures(self) -> dict[str, float]:
         """Return the time left to the certificate that runs out first, and how many are late."""
@@ -118,10 +122,13 @@ class Enrolments:
         """Say which certificates were not renewed in time."""
         late, least = 0, float("inf")
         for name, entry in read_allowed(self._authority.directory).items():
-            newest = max(entry["certificates"].values(), key=lambda facts: float(facts["until"]))
+            known = entry.get("certificates", {}).values()
+            newest = max(known, key=lambda facts: float(facts["until"]), default=None)
+            if newest is None:
+                continue
             left_s = newest["until"] - time.time()
             least = min(least, left_s)
-            if left_s < min(ALARM_S, (newest["until"] - newest["since"]) / 6):
+            if is_late(newest["since"], newest["until"], time.time()):
                 late += 1
                 log.error(_LATE, name, left_s / 3600, name)
         self._figures = {"certificates_late": float(late), "certificate_left_s": least}

@@ -13,11 +13,9 @@ judges. How often anybody may ask is limited for each address and for all togeth
 """
 
 import asyncio
-import hashlib
 import html
 import json
 import logging
-import ssl
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from string import Template
@@ -28,10 +26,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from comms.credentials import printed_fingerprint
 from comms.invitations import PROTOCOL
 from comms.invitations import Request as JoinRequest
 from user_system.core.clock import Clock
-from user_system.core.errors import LinkError, UserSystemError
+from user_system.core.errors import LinkError, SecurityError, UserSystemError
 from user_system.core.throttle import Throttle
 from user_system.teleop.ports import EnrolPort
 
@@ -92,7 +91,7 @@ class Door:
         """Return the page that says how it is installed."""
         self._check_there()
         text = (resources.files("user_system.teleop") / "static" / "trust.html").read_text()
-        printed = html.escape(fingerprint_of(self._authority))
+        printed = html.escape(printed_fingerprint(self._authority))
         return HTMLResponse(Template(text).substitute(fingerprint=printed))
 
     async def join(self, request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
@@ -104,7 +103,8 @@ class Door:
             return _refusal(error.status_code, "LinkError", error.detail)
         except UserSystemError as error:
             self._figures["joins_refused"] += 1
-            status = 503 if isinstance(error, LinkError) else 403
+            # All else may be better in a moment: the host asks again with the same keys.
+            status = 403 if isinstance(error, SecurityError) else 503
             return _refusal(status, type(error).__name__, str(error))
 
     async def _join(self, request: Request, body: dict[str, Any]) -> Response:
@@ -147,12 +147,6 @@ class Door:
     def _check_there(self) -> None:
         if not self._authority:
             raise HTTPException(404, "this page has no authority of its own")
-
-
-def fingerprint_of(authority: bytes) -> str:
-    """Return the SHA-256 of a certificate (PEM) as browsers show it: AB:CD:..."""
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(authority.decode())).hexdigest().upper()
-    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
 def _address(request: Request) -> str:

@@ -5,7 +5,7 @@ python -m user_system.cluster.bench.ingest_producer
 
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from comms.experience_client import ExperienceClient
@@ -50,7 +50,7 @@ class Producer:
                 raise LinkError(f"no connection to the replay in {timeout_s:.0f} s")
             time.sleep(POLL_S)
 
-    def tunnel(self, config: LinkConfig) -> "closing[Tunnel]":
+    def tunnel(self, config: LinkConfig) -> AbstractContextManager[Tunnel]:
         """Return the way to the head."""
         return dial.tunnel(config)
 

@@ -10,7 +10,7 @@ that they differ in nothing but TLS.
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class _PlainTunnel:
 class PlainProducer(Producer):
     """The producer of ``bench ingest``, without TLS."""
 
-    def tunnel(self, config: LinkConfig) -> "closing[Tunnel]":
+    def tunnel(self, config: LinkConfig) -> AbstractContextManager[Tunnel]:
         """Return the way to the head."""
         return closing(_PlainTunnel(config.replay))
 
