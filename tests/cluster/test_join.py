@@ -21,9 +21,12 @@ FACTS = JoinFacts(
 )
 
 
+EXPIRES = int(time.time()) + 600
+
+
 def line(name: str = "lab-1", number: int = 1) -> str:
     ident = number.to_bytes(8, "big")
-    made = Invitation("head", 8765, ident, bytes(16), int(time.time()) + 600, name, bytes(16))
+    made = Invitation("head", 8765, ident, bytes(16), EXPIRES, name, bytes(16))
     return made.line()
 
 
