@@ -121,7 +121,7 @@ DO = {
     Deed.RENEW: renewed,
     Deed.REFUSE: refused_to_join,
     **{deed: by_command(deed) for deed in (
-        Deed.SETTINGS, Deed.REPLAY_DELETE, Deed.INVITE, Deed.REVOKE,
+        Deed.SETTINGS, Deed.REPLAY_DELETE, Deed.INVITE, Deed.REVOKE, Deed.RESTORE,
     )},
     **{deed: by_page(deed) for deed in OF_THE_PAGE},
 }  # fmt: skip

@@ -27,6 +27,7 @@ class Deed(StrEnum):
     JOIN_AGAIN = "join again"
     RENEW = "renew"
     REVOKE = "revoke"
+    RESTORE = "restore"
     REFUSE = "refuse"
     SETTINGS = "settings"
     REPLAY_DELETE = "replay.delete"
@@ -50,6 +51,7 @@ MEANING: Mapping[Deed, str] = {
     Deed.JOIN_AGAIN: "the answer to a join was lost, and given once more",
     Deed.RENEW: "a certificate was renewed",
     Deed.REVOKE: "a person revoked a name or an invitation",
+    Deed.RESTORE: "a person let a revoked name in again, with new keys",
     Deed.REFUSE: "somebody asked to join or renew and was refused, and why",
     Deed.SETTINGS: "a run was started or resumed: with which settings, by whom",
     Deed.REPLAY_DELETE: "an engineer deleted an episode from the replay buffer, and why",
