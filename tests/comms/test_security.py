@@ -35,6 +35,7 @@ from comms.credentials import (
 )
 from comms.experience_service import ExperienceService
 from comms.hub_service import HubService
+from comms.inference_service import InferenceService
 from comms.security import RULES, channel_credentials
 from comms.serving import Server, serve
 from user_system.core.clock import WallClock
@@ -302,6 +303,7 @@ ANOTHER: dict[str, list[dict[str, Any]]] = {
         {"hello": {"host": "host-2", "sources": [FOREIGN]}},
         {"fragments": {"fragments": [{"source": FOREIGN}]}},
     ],
+    "/user_system.v1.Inference/Attach": [{"hello": {"robot": "arm-1"}}],
 }
 """Method that a robot host may call and that names robots -> what it says of another host's."""
 
@@ -318,7 +320,11 @@ def test_a_host_speaks_for_no_robot_of_another(
     owners = {"arm-1": "host-1", "arm-2": "host-2"}
     hub = Hub(tmp_path, HubConfig(run="run", owners=owners), WallClock())
     hub.open()
-    services: list[Any] = [HubService(hub), ExperienceService(Nothing(), owners=owners)]
+    services: list[Any] = [
+        HubService(hub),
+        ExperienceService(Nothing(), owners=owners),
+        InferenceService(owners, pytest.fail),
+    ]
     message = GetMessageClass(METHODS[path].input_type)
     said = [message(**part) for part in ANOTHER[path]]
     with (
