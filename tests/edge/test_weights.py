@@ -245,3 +245,15 @@ def test_calls_from_other_threads(client, wait_for):
         thread.start()
     wait_for(lambda: versions(c)[-1:] == [19], "the newest")
     assert versions(c) == sorted(versions(c))
+
+
+def test_where_the_head_chooses_weights_nothing_is_loaded_or_asked_for_here():
+    weights = ActingWeights()
+    assert not weights.knows(9)
+    weights.acts(5)
+    weights.found(WeightsReady(7, "7", 0.0))  # of another actor with the same learner
+    assert weights.due(0) is None
+    assert weights.due(7) is None
+    assert weights.knows(9), "an evaluation's version is the head's to find"
+    weights.acts(4)
+    assert weights.version == 4, "an evaluation pins an older one"
