@@ -33,6 +33,8 @@ MAX_CAMERAS = 16
 """Cameras of one robot that people look at: whoever looks keeps the newest picture of each."""
 MAX_PICTURE = 512 << 10
 """Bytes of a picture."""
+MAX_STATE = 128 << 10
+"""Bytes of anything but a picture; the largest real state has a few thousand."""
 MAX_DIMENSIONS = 256
 """Numbers in one action."""
 GONE_S = 5.0
@@ -300,6 +302,8 @@ def _check_sizes(peer: Peer, message: Parcel) -> None:
             names = (message.robot,)
         case pb.Announcement():
             names = ()
+    if not isinstance(message, pb.Preview) and (size := message.ByteSize()) > MAX_STATE:
+        raise SecurityError(f"{peer.name!r} says too much", got=size, allowed=MAX_STATE)
     longest = max(map(len, names), default=0)
     if longest > MAX_NAME:
         raise SecurityError(f"{peer.name!r} names too long", got=longest, allowed=MAX_NAME)

@@ -117,6 +117,7 @@ def test_stops_of_one_peer_push_out_its_own_only(board: Switchboard) -> None:
         (Role.VIEWER, pb.FreshHello(role="viewer", robots=["a" * 1000])),
         (Role.VIEWER, pb.FreshHello(role="viewer", previews=["a"] * 5000)),
         (Role.ROBOT, pb.Preview(robot="arm-1", camera="c" * 1000)),
+        (Role.ROBOT, pb.RobotState(robot="arm-1", help="h" * 200_000)),
         (Role.SERVICE, pb.OperatorCommand(robot="arm-1", operator="o" * 1000)),
         (Role.SERVICE, pb.OperatorCommand(robot="arm-1", action=[0.0] * 1000)),
     ],

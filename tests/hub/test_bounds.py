@@ -93,6 +93,15 @@ def test_events_that_nobody_sends_are_refused(hub, event):
     assert hub.book.env_steps == 0
 
 
+def test_a_robot_that_says_too_much_of_itself_is_refused(hub):
+    """Else each status would repeat it, for everybody, twice a second."""
+    spec = types_pb2.RobotSpec(kind="k" * 1_000_000)
+    hello = hub_pb2.HostHello(host="h", robots=[hub_pb2.RobotEntry(name="arm-1", spec=spec)])
+    with pytest.raises(SpecError, match="too much"):
+        hub.hosts.attach(hello, lambda event: None, hub.wishes.answer)
+    assert hub.registry.all() == []
+
+
 def test_texts_of_people_have_an_end(hub):
     from comms.hub_service import _check_texts
 

@@ -23,6 +23,8 @@ Send = Callable[[hub_pb2.HubEvent], None]
 
 MAX_EVENT = 64 << 10
 """Bytes of an event after the hello; the largest real one has a few hundred."""
+MAX_ENTRY = 128 << 10
+"""Bytes of what a host says of one robot: everybody's status repeats it twice a second."""
 MAX_STEPS = 10_000_000
 """Steps of one episode."""
 
@@ -72,6 +74,8 @@ class Hosts:
         robots = []
         self._registry.check(hello.host, [entry.name for entry in hello.robots])
         for entry in hello.robots:
+            if (size := entry.ByteSize()) > MAX_ENTRY:
+                raise SpecError(f"{entry.name} says too much", got=size, allowed=MAX_ENTRY)
             spec_from_proto(entry.spec)  # a trust boundary: what is kept from here on is sound
             robots.append(RobotRecord(entry.name, entry.spec, entry.task, entry.policy))
         session = self._registry.attach(hello.host, hello.boot, robots)
