@@ -201,7 +201,10 @@ def test_a_viewer_that_does_not_read_slows_nobody(
     context.term()
 
 
-def test_stops_are_not_lost_among_commands(robot: FreshPeer, operator: FreshPeer) -> None:
+def test_stops_are_not_lost_among_commands(
+    robot: FreshPeer, dial: Callable[..., FreshPeer]
+) -> None:
+    operator = dial("teleop", "viewer")  # who speaks for many people
     names = [f"op{k}" for k in range(50)]
     for k, name in enumerate(names):
         for sequence in range(20):
