@@ -9,20 +9,22 @@ epochs left behind follows when there is nothing newer to send.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from comms import wire
+from comms.lanes import Budget, Ticket
 from comms.packing import Packing
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
+from comms.pieces import cut
 from comms.reconnect import Reconnecting
 from comms.silence import LIMIT_S, Call, listen
 from comms.status import received
 from comms.tunnel import MAX_MESSAGE, Tunnel
-from user_system.codec.images import Codec
 from user_system.core.errors import LinkError, SpecError
 from user_system.core.ports import Outbox, Refused
 from user_system.core.types import Array, Fragment
@@ -68,8 +70,9 @@ class ExperienceClient:
         tunnel: the way to the replay process.
         outbox: the host's spool.
         host: name of this host, as its certificate states it.
-        codec: of the images; ``raw`` and ``zstd`` lose nothing.
+        packing: of the images.
         silence_s: a replay that says nothing for so long is dialled again.
+        budget: what may be under way on the link, in which pieces; None: as much as credit allows.
     """
 
     def __init__(
@@ -78,13 +81,14 @@ class ExperienceClient:
         outbox: Outbox,
         host: str,
         *,
-        codec: Codec = "zstd",
+        packing: Packing | None = None,
         silence_s: float = LIMIT_S,
+        budget: Budget | None = None,
     ):
-        self._tunnel = tunnel
+        self._tunnel, self._budget = tunnel, budget
         self._outbox = outbox
         self._host = host
-        self._packings = Packing(codec), Packing(codec, tight=True)
+        self._packings = packing or Packing(), Packing(tight=True)
         self._silence_s = silence_s
         self._link = Reconnecting(f"experience of {host}", self._hold)
         self._lock = threading.Lock()
@@ -114,7 +118,7 @@ class ExperienceClient:
     def _hold(self) -> None:
         """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
         sources = [self._source(*source) for source in self._outbox.sources()]
-        session, hello = _Session(), pb.Hello(host=self._host, sources=sources)
+        session, hello = _Session(self._budget), pb.Hello(host=self._host, sources=sources)
         session.on_stuck = self._outbox.note_stuck
         call = _stub(self._tunnel).Stream(self._requests(session, hello))
         session.on_end = call.cancel
@@ -149,7 +153,9 @@ class ExperienceClient:
         session.welcome(first.welcome)
         self._link.up()
         for message in answers:
-            self._heard(session, message.ack)
+            session.arrived(message.arrived)
+            if message.HasField("ack"):
+                self._heard(session, message.ack)
 
     def _heard(self, session: "_Session", ack: pb.Ack) -> None:
         """Act on an acknowledgement: set aside, forget, go back."""
@@ -190,7 +196,7 @@ class ExperienceClient:
                     with self._lock:
                         self._figures["sent"] += max(1, len(message.fragments.fragments))
                         self._figures["bytes"] += message.ByteSize()
-                    yield message
+                    yield from session.paced(message)
         except Exception:  # top of a thread of gRPC, which would end the stream without a word
             log.exception("sending experience failed")
             session.end()
@@ -199,7 +205,7 @@ class ExperienceClient:
         """Return what to send next, all of one source; it now counts as under way."""
         for source in session.order(self._outbox.sources()):
             start, room = session.room(source)
-            found = self._outbox.read(*source, start, min(room, _READ_AHEAD))
+            found = self._outbox.read(*source, start, min(room, self._ahead()))
             numbers = [fragment.header.sequence for fragment in found]
             gap = bool(numbers) and numbers[0] > start and session.knows(source)
             lost = self._outbox.lost(*source, start) if gap else None
@@ -207,6 +213,11 @@ class ExperienceClient:
             if claimed:
                 return found[:claimed] if lost is None else lost
         return ()
+
+    def _ahead(self) -> int:
+        """Return how many fragments to read: what is read goes before anything that is newer."""
+        slow = self._budget is not None and self._budget.limit() < _TOGETHER
+        return 1 if slow else _READ_AHEAD
 
     def _messages(self, batch: Sequence[Fragment] | Refused) -> Iterator[pb.HostMessage]:
         """Yield the messages that say ``batch``, in order: several small fragments in one."""
@@ -305,7 +316,8 @@ def _stub(tunnel: Tunnel) -> experience_pb2_grpc.ExperienceStub:
 class _Session:
     """What one connection knows: progress per source, credit, and whose turn it is. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        self._way = _Way(budget) if budget is not None else None
         self.ended = False
         self.welcomed = False
         self.on_end: Callable[[], object] = lambda: None
@@ -362,6 +374,22 @@ class _Session:
 
     def _of(self, source: pb.Source) -> _Progress:
         return self._progress.setdefault((source.producer, source.epoch), _Progress())
+
+    def paced(self, message: pb.HostMessage) -> Iterator[pb.HostMessage]:
+        """Yield a message, in pieces where it is large, each as soon as the link has room."""
+        if self._way is None:
+            yield message
+            return
+        for part in self._way.parts(message):
+            while not self._way.enter(part):
+                if self.ended:
+                    return
+            yield part
+
+    def arrived(self, count: int) -> None:
+        """Note how many messages the replay has seen, on disk or not."""
+        if self._way is not None:
+            self._way.arrived(count)
 
     def wait_for_credit(self, timeout_s: float) -> bool:
         """Wait until one more fragment may be sent; False on timeout or at the end."""
@@ -422,4 +450,59 @@ class _Session:
                 return
             self.ended = True
             self._changed.notify_all()
+        if self._way is not None:
+            self._way.close()
         self.on_end()
+
+
+class _Way:
+    """What one connection has on the link, by the number of the message. Thread-safe."""
+
+    def __init__(self, budget: Budget):
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._tickets: deque[tuple[int, Ticket]] = deque()
+        self._sent = self._unasked = 0
+        self._closed = False
+
+    def parts(self, message: pb.HostMessage) -> Iterator[pb.HostMessage]:
+        """Yield a message, in pieces where it is larger than one should be."""
+        if message.ByteSize() <= self._budget.chunk() or not message.HasField("fragments"):
+            yield message
+        else:
+            yield from cut(message.fragments, self._budget.chunk)
+
+    def enter(self, part: pb.HostMessage) -> bool:
+        """Wait until a message may go, and count it; False: not yet.
+
+        A receipt is asked for when much has gone out without: an acknowledgement, which comes as
+        soon as the disk has it, says as well what has arrived, and mostly that is soon enough.
+        """
+        size = part.ByteSize()
+        ticket = self._budget.take(size, _IDLE_S)
+        if ticket is None:
+            return False
+        self._unasked += size
+        part.receipt = part.receipt or self._unasked > self._budget.limit() // 4
+        if part.receipt:
+            self._unasked = 0
+        with self._lock:
+            if self._closed:
+                self._budget.lost(ticket)
+            else:
+                self._sent += 1
+                self._tickets.append((self._sent, ticket))
+        return True
+
+    def arrived(self, count: int) -> None:
+        """Note how many messages have arrived."""
+        with self._lock:
+            while self._tickets and self._tickets[0][0] <= count:
+                self._budget.done(self._tickets.popleft()[1])
+
+    def close(self) -> None:
+        """Give back what nobody will acknowledge any more."""
+        with self._lock:
+            self._closed = True
+            while self._tickets:
+                self._budget.lost(self._tickets.popleft()[1])

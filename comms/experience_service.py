@@ -25,6 +25,7 @@ from comms.credentials import Peer
 from comms.pacing import Limits, Pacing
 from comms.pb import experience_pb2 as pb
 from comms.pb import experience_pb2_grpc
+from comms.pieces import Joiner
 from comms.security import identify
 from comms.silence import speak
 from user_system.core.clock import WallClock
@@ -43,6 +44,9 @@ _MAX_NAME, _MAX_REASON = 255, 2000
 UNREAD = 256
 """Answers that may wait for one host. It has fewer fragments under way than that, so one that has
 so many reads none of them, and is cut off."""
+
+_RECEIPT = pb.ReplayMessage(received=pb.Received())
+"""Stands in the queue for one that is written when it is sent."""
 
 UNHEARD = 256
 """Sequences before the next one whose refusals Welcome repeats; the credit where that is larger."""
@@ -163,7 +167,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             reader.daemon = True
             reader.start()
             beat = pb.ReplayMessage(ack=pb.Ack(credit=self._credit))
-            yield from speak(stream.outgoing, beat)
+            for message in speak(stream.outgoing, beat):
+                yield stream.with_arrived(message)
         finally:
             stream.end(None)
             with self._lock:
@@ -262,7 +267,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         try:
             sources: set[tuple[str, int]] = set()
             while stream.acquire():
-                message = next(requests, None)
+                message = stream.next_message(requests)
                 if message is None:
                     return
                 for number, part in enumerate(self._parts(message)):
@@ -454,6 +459,40 @@ class _Stream:
         self.ended = False
         self._credit = threading.Semaphore(credit)
         self.outgoing: SimpleQueue[pb.ReplayMessage | UserSystemError | None] = SimpleQueue()
+        self._joiner = Joiner()
+        self._arrived = 0
+        """Messages after Hello."""
+        self._receipts = False
+        """One waits to be sent."""
+
+    def next_message(self, requests: Iterator[pb.HostMessage]) -> pb.HostMessage | None:
+        """Return what the host sends next, put together where it came in pieces; None: no more."""
+        for message in requests:
+            self._arrived += 1
+            if message.receipt:
+                self._receipt()
+            if not message.HasField("piece"):
+                if self._joiner.begun:
+                    raise SpecError("a message came between pieces of another")
+                return message
+            whole = self._joiner.add(message.piece)
+            if whole is not None:
+                return pb.HostMessage(fragments=whole)
+        return None
+
+    def _receipt(self) -> None:
+        """Say how much has arrived; what is not said yet is said with the newest number."""
+        if not self._receipts:
+            self._receipts = True
+            self.outgoing.put(_RECEIPT)
+
+    def with_arrived(self, message: pb.ReplayMessage) -> pb.ReplayMessage:
+        """Return a message that goes out now, and says how much has arrived."""
+        if message is _RECEIPT:
+            self._receipts = False  # before the number is read: what comes later asks again
+            message = pb.ReplayMessage(received=pb.Received())
+        message.arrived = self._arrived
+        return message
 
     def acquire(self) -> bool:
         """Wait until one more fragment may be unanswered; False: the stream is over."""

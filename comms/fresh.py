@@ -9,8 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from comms.fresh_flow import Flow
+from comms.link import Link
 from comms.mailbox import Mailbox, Message, Parcel, decode, encode
 from comms.pb import fresh_pb2 as pb
 from comms.tunnel import Tunnel
@@ -24,6 +27,10 @@ log = logging.getLogger(__name__)
 HELLO_S = 1.0
 """Time between two hellos: they keep the hub's picture of who hears what, and show who lives."""
 
+_LOOK_S, _IDLE_S = 0.05, 0.2
+"""How long something waits in the mailbox for room on the link before that is looked at again, and
+nothing before it is looked whether there is more to measure now."""
+
 _BURST = 256
 """Messages read before what waits to be sent has its turn."""
 
@@ -36,6 +43,7 @@ class FreshPeer:
         role: ``robot`` speaks for robots, ``viewer`` watches them and may command.
         robots: robot: those it speaks for; viewer: whose states it hears, ``"*"`` for all.
         previews: viewer: whose camera previews it hears, ``"*"`` for all.
+        link: robot: measured by echoes, and bounds what is under way; None: neither.
     """
 
     def __init__(
@@ -45,8 +53,10 @@ class FreshPeer:
         role: Literal["robot", "viewer"],
         robots: Iterable[str] = (),
         previews: Iterable[str] = (),
+        link: Link | None = None,
     ):
         self._tunnel = tunnel
+        self._flow = Flow(link) if link is not None else None
         self._lock = threading.Lock()
         self._hello = pb.FreshHello(role=role, robots=robots, previews=previews)
         self._outbox, self._inbox = Mailbox(), Mailbox()
@@ -92,7 +102,7 @@ class FreshPeer:
         Waits until there is one; [] on timeout. For one thread.
         """
         parcels = self._inbox.take_all(timeout_s)
-        return [parcel for parcel in parcels if not isinstance(parcel, pb.FreshHello)]
+        return [p for p in parcels if not isinstance(p, pb.FreshHello | pb.Ping | pb.Pong)]
 
     def stats(self) -> dict[str, float]:
         """Return counters since the start, what waits, and the time since something was heard."""
@@ -115,6 +125,8 @@ class FreshPeer:
                 self._serve(socket)
             finally:
                 socket.close(linger=0)
+                if self._flow is not None:
+                    self._flow.close()
         except Exception:  # top of a thread: without it the process would be deaf and not know why
             log.exception("fresh lane failed")
         finally:
@@ -133,19 +145,27 @@ class FreshPeer:
                 hello_at = now + HELLO_S
             blocked = not self._flush(socket)
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if blocked else 0))
-            poller.poll(max(0, int(1000 * (hello_at - time.monotonic())) + 1))
+            wait_s = hello_at - time.monotonic()
+            if self._flow is not None and not blocked:
+                look_s = _LOOK_S if len(self._outbox) or self._flow.cutting else _IDLE_S
+                wait_s = min(wait_s, self._flow.due_s(), look_s)
+            poller.poll(max(0, int(1000 * wait_s) + 1))
             self._waker.clear()
             self._drain(socket)
 
     def _flush(self, socket: "zmq.Socket[bytes]") -> bool:
-        """Send what waits; False: the link takes no more now."""
+        """Send what waits and may go; False: the link takes no more now."""
         import zmq
 
-        while (message := self._outbox.first()) is not None:
+        find = self._outbox.first if self._flow is None else partial(self._flow.next, self._outbox)
+        while (message := find()) is not None:
+            frames = encode(message)
             try:
-                socket.send_multipart(encode(message), zmq.NOBLOCK)
+                socket.send_multipart(frames, zmq.NOBLOCK)
             except zmq.Again:
                 return False
+            if self._flow is not None:
+                self._flow.sent(message, sum(map(len, frames)))
             self._outbox.done(message)
             self._figures["sent"] += 1
         return True
@@ -159,7 +179,11 @@ class FreshPeer:
             except zmq.Again:
                 return
             message = decode(frames[1]) if len(frames) == 2 else None
-            if message is None or isinstance(message, pb.FreshHello):
+            if isinstance(message, pb.Pong) and self._flow is not None:
+                self._flow.echoed(message)
+                self._heard = time.monotonic()
+                continue
+            if message is None or isinstance(message, pb.FreshHello | pb.Ping | pb.Pong):
                 self._figures["malformed"] += 1
                 continue
             self._figures["received"] += 1

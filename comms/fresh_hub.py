@@ -18,7 +18,7 @@ from comms.pb import fresh_pb2 as pb
 from comms.switchboard import Session, Switchboard
 from comms.tunnel import limit_queues
 from comms.waker import Waker
-from user_system.core.errors import MissingError, SecurityError
+from user_system.core.errors import MissingError, SecurityError, SpecError
 
 if TYPE_CHECKING:
     import zmq
@@ -193,6 +193,8 @@ class FreshHub:
         try:
             key, peer = self._peer(frame)
             self._board.receive(identity, peer, message, key)
+        except SpecError:
+            self._figures["malformed"] += 1
         except SecurityError as error:
             self._figures["denied"] += 1
             if self._may_complain():

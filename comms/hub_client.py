@@ -22,6 +22,9 @@ from comms.tunnel import Tunnel
 log = logging.getLogger(__name__)
 
 _IDLE_S = 0.5
+_QUEUE = 1024
+"""Events that may wait to be sent; on a stream that takes none of so many nothing moves."""
+
 _REMEMBERED = 1024
 """Requests whose answers are kept for the case that the hub repeats one."""
 
@@ -221,8 +224,12 @@ class HubAttachment:
 
     def _send(self, event: pb.HostEvent) -> None:
         """Send where there is a stream; what matters is repeated on the next one. Lock is held."""
-        if self._outgoing is not None:
+        if self._outgoing is None:
+            return
+        if self._outgoing.qsize() < _QUEUE:
             self._outgoing.put(event)
+        elif self._call is not None:
+            self._call.cancel()  # nothing leaves: another stream, which begins with what matters
 
     def _hold(self) -> None:
         """Hold one stream: say hello, repeat what was not heard, take events until it breaks."""

@@ -1,4 +1,4 @@
-"""Where messages of the fresh lane wait: the newest per key, bounded, stops first.
+"""Where messages of the fresh lane wait: the newest per key, bounded, stops first, pictures last.
 
 Whoever puts never waits. A message that nobody took before the next one of its key came is gone;
 that is what makes a slow link show the present. A ``Stop`` is never replaced and goes first. A
@@ -8,7 +8,9 @@ command that waited longer than it is valid is not delivered at all.
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
@@ -17,8 +19,11 @@ from comms.pb import fresh_pb2 as pb
 Message = pb.OperatorCommand | pb.Stop | pb.RobotState | pb.Preview | pb.Announcement
 """What people, robots and the hub tell each other."""
 
-Parcel = Message | pb.FreshHello
+Parcel = Message | pb.FreshHello | pb.Ping | pb.Pong
 """What a ``Fresh`` may carry."""
+
+Rank = Literal[0, 1, 2]
+"""0: commands, and what measures how long they take; 1: states and news; 2: pictures."""
 
 KINDS: dict[str, type] = {
     "hello": pb.FreshHello,
@@ -27,6 +32,8 @@ KINDS: dict[str, type] = {
     "preview": pb.Preview,
     "announcement": pb.Announcement,
     "stop": pb.Stop,
+    "ping": pb.Ping,
+    "pong": pb.Pong,
 }
 """Field of ``Fresh`` -> class."""
 
@@ -56,6 +63,17 @@ def key_of(message: Parcel) -> str:
             return f"weights/{message.policy}"
         case pb.Stop():
             return f"stop/{message.robot}"
+        case pb.Ping():
+            return "ping"
+        case pb.Pong():
+            return "pong"
+
+
+def rank_of(message: Parcel) -> Rank:
+    """Return how urgent a message is; a stop goes before all ranks."""
+    if isinstance(message, pb.OperatorCommand | pb.Ping | pb.Pong):
+        return 0
+    return 2 if isinstance(message, pb.Preview) else 1
 
 
 def encode(message: Parcel) -> list[bytes]:
@@ -84,10 +102,10 @@ class _Waiting:
 
 
 class Mailbox:
-    """Newest message per key, oldest key first. Thread-safe.
+    """Newest message per key; by rank, and within one the oldest key first. Thread-safe.
 
     Args:
-        limit: keys that may wait; one more pushes out the key that waits longest.
+        limit: keys that may wait; one more pushes out the key that waits longest, a picture first.
         max_bytes: the same for what they hold together.
     """
 
@@ -95,12 +113,12 @@ class Mailbox:
         self._limit, self._max_bytes = limit, max_bytes
         self._bytes = 0
         self._news = threading.Condition()
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._ranks: tuple[OrderedDict[str, _Waiting], ...] = tuple(OrderedDict() for _ in range(3))
         self._stops: deque[pb.Stop] = deque()
         self._replaced = self._expired = self._pushed_out = 0
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._stops)
+        return sum(map(len, self._ranks)) + len(self._stops)
 
     def put(self, message: Parcel) -> None:
         """Put a message in the place of an older one of its key; never waits."""
@@ -111,18 +129,26 @@ class Mailbox:
                 self._put(key_of(message), message)
             self._news.notify()
 
-    def first(self) -> Parcel | None:
-        """Return what is to go next and leave it here; None: nothing waits."""
+    def first(self, may: Callable[[Parcel], bool] = lambda message: True) -> Parcel | None:
+        """Return what is to go next and leave it here; None: nothing waits that ``may`` go."""
         with self._news:
             if self._stops:
                 return self._stops[0]
             now = time.monotonic_ns()
-            while self._waiting:
-                key, waiting = next(iter(self._waiting.items()))
-                if waiting.expires_ns is None or now < waiting.expires_ns:
-                    return waiting.message
-                self._drop(key)
-                self._expired += 1
+            for waiting_of in self._ranks:
+                expired = []
+                found = None
+                for key, waiting in waiting_of.items():
+                    if waiting.expires_ns is not None and now >= waiting.expires_ns:
+                        expired.append(key)
+                    elif may(waiting.message):
+                        found = waiting.message
+                        break
+                for key in expired:
+                    self._drop(waiting_of, key)
+                self._expired += len(expired)
+                if found is not None:
+                    return found
             return None
 
     def done(self, message: Parcel) -> None:
@@ -132,10 +158,10 @@ class Mailbox:
                 if self._stops and self._stops[0] is message:
                     self._stops.popleft()
                 return
-            key = key_of(message)
-            waiting = self._waiting.get(key)
+            key, waiting_of = key_of(message), self._ranks[rank_of(message)]
+            waiting = waiting_of.get(key)
             if waiting is not None and waiting.message is message:
-                self._drop(key)
+                self._drop(waiting_of, key)
 
     def take_all(self, timeout_s: float) -> list[Parcel]:
         """Wait until something is there and return all of it, stops first; [] on timeout."""
@@ -162,16 +188,18 @@ class Mailbox:
         if isinstance(message, pb.OperatorCommand):
             expires = time.monotonic_ns() + message.valid_ms * _MS
         # A key keeps its place in the line, so that a chatty one cannot starve the others.
-        older = self._waiting.get(key)
+        waiting_of = self._ranks[rank_of(message)]
+        older = waiting_of.get(key)
         self._replaced += older is not None
-        waiting = self._waiting[key] = _Waiting(message, expires, message.ByteSize())
+        waiting = waiting_of[key] = _Waiting(message, expires, message.ByteSize())
         self._bytes += waiting.size - (older.size if older is not None else 0)
-        while len(self._waiting) > self._limit or self._bytes > self._max_bytes:
-            self._drop(next(iter(self._waiting)))
+        while sum(map(len, self._ranks)) > self._limit or self._bytes > self._max_bytes:
+            last = next(filter(None, reversed(self._ranks)))
+            self._drop(last, next(iter(last)))
             self._pushed_out += 1
 
-    def _drop(self, key: str) -> None:
-        self._bytes -= self._waiting.pop(key).size
+    def _drop(self, waiting_of: OrderedDict[str, _Waiting], key: str) -> None:
+        self._bytes -= waiting_of.pop(key).size
 
     def _put_stop(self, message: pb.Stop) -> None:
         """A stop that says the same as one that waits adds nothing: so the line is bounded."""

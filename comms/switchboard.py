@@ -8,6 +8,7 @@ by what the message claims:
   that is away waits for it
 - states and previews go to the viewers that asked, and only from the robot's own host
 - announcements come from the hub itself, to everybody
+- a ping is answered to whoever sent it, once it has said hello
 
 Nothing waits for a slow peer: each has a mailbox in which the newest message of a stream wins.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from comms.credentials import Peer, Role
+from comms.fresh_flow import Joiner
 from comms.mailbox import KIND_OF, MAX_NAME, Mailbox, Message, Parcel
 from comms.pb import fresh_pb2 as pb
 from comms.security import PEOPLE
@@ -53,6 +55,9 @@ RULES: Mapping[str, frozenset[Role]] = {
     "preview": _ROBOT,
     # The hub's own; it does not come in by a socket.
     "announcement": frozenset(),
+    "ping": _ROBOT,
+    # The hub's own as well: it is the one who answers.
+    "pong": frozenset(),
 }
 """What a ``Fresh`` carries -> roles that may send it to the hub. Everything else is refused."""
 
@@ -69,6 +74,8 @@ class Session:
     sees: frozenset[str] = frozenset()
     seen: float = 0.0
     mailbox: Mailbox = field(default_factory=Mailbox)
+    joiner: Joiner = field(default_factory=Joiner)
+    """Of the pictures that it sends in parts."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class Switchboard:
 
         Raises:
             SecurityError: the sender may not say that.
+            SpecError: it is no part of a picture.
         """
         session = self.sessions.get(identity)
         if session is not None and session.peer != peer:
@@ -158,8 +166,11 @@ class Switchboard:
                     raise SecurityError(f"{peer.name!r} is not the host of {message.robot!r}")
                 if isinstance(message, pb.Preview):
                     self._check_picture(peer, message)
-                self._to_viewers(message)
-        if not isinstance(message, pb.Preview):
+                self._from_host(identity, peer, message)
+            case pb.Ping():
+                self._answer(identity, message)
+                return
+        if not isinstance(message, pb.Preview | pb.Pong):
             self._on_message(peer, message)
 
     def own(self, message: Message) -> None:
@@ -227,6 +238,15 @@ class Switchboard:
         if len(self.sessions) >= MAX_PEERS:
             raise SecurityError(f"no room for {peer.name!r}", allowed=f"{MAX_PEERS} peers")
 
+    def _answer(self, identity: bytes, message: pb.Ping) -> None:
+        session = self.sessions.get(identity)
+        if session is None:
+            self._undeliverable += 1  # its hello is on the way, and so is the next ping
+            return
+        now_s = time.monotonic()
+        pong = pb.Pong(sent_s=message.sent_s, bytes=message.bytes, there_s=now_s)
+        session.mailbox.put(pong)
+
     def _speak_for(self, session: Session, robots: frozenset[str]) -> None:
         own = {robot for robot in robots if self._owns(session.peer, robot)}
         for robot in [r for r, host in self._hosts.items() if host is session and r not in own]:
@@ -272,6 +292,16 @@ class Switchboard:
         for held in own[: -MAX_HELD if key[1] else -MAX_ROBOTS]:
             del self._held[held]
 
+    def _from_host(self, identity: bytes, peer: Peer, message: pb.RobotState | pb.Preview) -> None:
+        whole: pb.RobotState | pb.Preview | None = message
+        if isinstance(message, pb.Preview) and message.parts:
+            session = self.sessions.get(identity)
+            whole = session.joiner.add(message) if session is not None else None
+            if isinstance(whole, pb.Preview):
+                self._check_picture(peer, whole)
+        if whole is not None:
+            self._to_viewers(whole)
+
     def _to_viewers(self, message: pb.RobotState | pb.Preview) -> None:
         for session in self.sessions.values():
             wanted = session.sees if isinstance(message, pb.Preview) else session.hears
@@ -300,7 +330,7 @@ def _check_sizes(peer: Peer, message: Parcel) -> None:
             names = (message.robot, message.operator)
         case pb.RobotState():
             names = (message.robot,)
-        case pb.Announcement():
+        case pb.Announcement() | pb.Ping() | pb.Pong():
             names = ()
     if not isinstance(message, pb.Preview) and (size := message.ByteSize()) > MAX_STATE:
         raise SecurityError(f"{peer.name!r} says too much", got=size, allowed=MAX_STATE)

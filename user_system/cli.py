@@ -98,6 +98,9 @@ def status(run: Run = None, as_json: Json = False) -> None:
         ("robot", "mode", "holder", "version", "needs"),
         [(r.name, r.mode or "offline", r.holder, str(r.version), r.help) for r in view.robots],
     )
+    links = [(r.name, looking.link_of(r.figures)) for r in view.robots if r.online]
+    if any(link for _, link in links):
+        table(("robot", "link of its host"), links)
     if view.hosts:
         table(progress.HOST_HEADINGS, [progress.host_cells(host) for host in view.hosts])
     print(f"page: {found.record.page}")

@@ -68,6 +68,25 @@ def run(
     raise typer.Exit(resident.run(directory, _say))
 
 
+@edge_app.command()
+def stop(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A robot host's, or that of a run on this machine."),
+    ],
+) -> None:
+    """Stop all robots of this machine at once; needs neither the link nor the head."""
+    from user_system.core.errors import MissingError
+    from user_system.edge import stop as stopping
+
+    hosts = stopping.found(directory) if directory.is_dir() else []
+    if not hosts:
+        raise MissingError(f"no agent of a robot host listens in {directory}")
+    for host in hosts:
+        stopping.ring(host, "somebody at the robot host")
+        _say(f"{host}: stopped; a person releases its robots on the page")
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 

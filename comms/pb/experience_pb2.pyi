@@ -8,14 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HostMessage(_message.Message):
-    __slots__ = ("hello", "fragments", "lost")
+    __slots__ = ("hello", "fragments", "lost", "piece", "receipt")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     fragments: Fragments
     lost: Lost
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., fragments: _Optional[_Union[Fragments, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ...) -> None: ...
+    piece: Piece
+    receipt: bool
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., fragments: _Optional[_Union[Fragments, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., receipt: _Optional[bool] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("total", "data")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    data: bytes
+    def __init__(self, total: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Fragments(_message.Message):
     __slots__ = ("fragments",)
@@ -34,12 +46,20 @@ class Lost(_message.Message):
     def __init__(self, source: _Optional[_Union[Source, _Mapping]] = ..., sequence: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReplayMessage(_message.Message):
-    __slots__ = ("welcome", "ack")
+    __slots__ = ("welcome", "ack", "received", "arrived")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     ack: Ack
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+    received: Received
+    arrived: int
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ..., arrived: _Optional[int] = ...) -> None: ...
+
+class Received(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("producer", "epoch", "boot")

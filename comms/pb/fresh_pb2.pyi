@@ -8,20 +8,42 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Fresh(_message.Message):
-    __slots__ = ("hello", "command", "state", "preview", "announcement", "stop")
+    __slots__ = ("hello", "command", "state", "preview", "announcement", "stop", "ping", "pong")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     hello: FreshHello
     command: OperatorCommand
     state: RobotState
     preview: Preview
     announcement: Announcement
     stop: Stop
-    def __init__(self, hello: _Optional[_Union[FreshHello, _Mapping]] = ..., command: _Optional[_Union[OperatorCommand, _Mapping]] = ..., state: _Optional[_Union[RobotState, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ...) -> None: ...
+    ping: Ping
+    pong: Pong
+    def __init__(self, hello: _Optional[_Union[FreshHello, _Mapping]] = ..., command: _Optional[_Union[OperatorCommand, _Mapping]] = ..., state: _Optional[_Union[RobotState, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("sent_s", "bytes")
+    SENT_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    sent_s: float
+    bytes: int
+    def __init__(self, sent_s: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("sent_s", "bytes", "there_s")
+    SENT_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    THERE_S_FIELD_NUMBER: _ClassVar[int]
+    sent_s: float
+    bytes: int
+    there_s: float
+    def __init__(self, sent_s: _Optional[float] = ..., bytes: _Optional[int] = ..., there_s: _Optional[float] = ...) -> None: ...
 
 class FreshHello(_message.Message):
     __slots__ = ("peer", "role", "robots", "previews")
@@ -115,18 +137,22 @@ class RobotState(_message.Message):
     def __init__(self, robot: _Optional[str] = ..., boot: _Optional[str] = ..., sequence: _Optional[int] = ..., mode: _Optional[str] = ..., holder: _Optional[str] = ..., token: _Optional[int] = ..., purpose: _Optional[_Union[_types_pb2.Purpose, str]] = ..., episode: _Optional[str] = ..., step: _Optional[int] = ..., help: _Optional[str] = ..., fault: _Optional[str] = ..., robot_ns: _Optional[int] = ..., rate: _Optional[float] = ..., version: _Optional[int] = ..., observation: _Optional[_Iterable[_Union[_types_pb2.NamedArray, _Mapping]]] = ..., setpoint: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., left_by: _Optional[str] = ...) -> None: ...
 
 class Preview(_message.Message):
-    __slots__ = ("robot", "camera", "sequence", "wall_ns", "jpeg")
+    __slots__ = ("robot", "camera", "sequence", "wall_ns", "jpeg", "part", "parts")
     ROBOT_FIELD_NUMBER: _ClassVar[int]
     CAMERA_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     WALL_NS_FIELD_NUMBER: _ClassVar[int]
     JPEG_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     robot: str
     camera: str
     sequence: int
     wall_ns: int
     jpeg: bytes
-    def __init__(self, robot: _Optional[str] = ..., camera: _Optional[str] = ..., sequence: _Optional[int] = ..., wall_ns: _Optional[int] = ..., jpeg: _Optional[bytes] = ...) -> None: ...
+    part: int
+    parts: int
+    def __init__(self, robot: _Optional[str] = ..., camera: _Optional[str] = ..., sequence: _Optional[int] = ..., wall_ns: _Optional[int] = ..., jpeg: _Optional[bytes] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class Announcement(_message.Message):
     __slots__ = ("policy", "version", "hash", "age_s")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -17,7 +18,9 @@ from comms import experience_client, experience_service, wire
 from comms.credentials import AllowList, Credentials, Peer, Role
 from comms.experience_client import ExperienceClient, label, replay_stats
 from comms.experience_service import ExperienceService
+from comms.lanes import Ticket
 from comms.pb import experience_pb2 as pb
+from comms.rate import Mark
 from comms.serving import Server, serve
 from comms.tunnel import DirectTunnel, Endpoints
 from user_system.codec import arrays
@@ -219,10 +222,10 @@ def head(
 
 @contextmanager
 def client_of(
-    port: int, outbox: Outbox, credentials: Credentials, host: str = "host-1"
+    port: int, outbox: Outbox, credentials: Credentials, host: str = "host-1", **options: Any
 ) -> Iterator[ExperienceClient]:
     tunnel = DirectTunnel(Endpoints(replay=f"127.0.0.1:{port}"), credentials)
-    client = ExperienceClient(tunnel, outbox, host)
+    client = ExperienceClient(tunnel, outbox, host, **options)
     client.start()
     try:
         yield client
@@ -929,6 +932,152 @@ def test_never_more_than_the_credit_is_under_way(
     assert max(ingest.commits) <= 4
     head.stop()
     check_exactly_once(ingest, {("arm-1", 0): 50})
+
+
+class Meter:
+    """A budget that counts: so many bytes at once, in pieces of that size."""
+
+    def __init__(self, limit: int, chunk: int) -> None:
+        self._limit, self._chunk = limit, chunk
+        self.now = self.most = self.pieces = self.lost_pieces = 0
+        self.room = threading.Condition()
+
+    def chunk(self) -> int:
+        return self._chunk
+
+    def limit(self) -> int:
+        return self._limit
+
+    def take(self, size: int, timeout_s: float) -> Ticket | None:
+        with self.room:
+            may = self.room.wait_for(
+                lambda: not self.now or self.now + size <= self._limit, timeout_s
+            )
+            if not may:
+                return None
+            self.now += size
+            self.most, self.pieces = max(self.most, self.now), self.pieces + 1
+            return Ticket(size, Mark(0.0, 0.0, 0, 0.0, False))
+
+    def done(self, ticket: Ticket) -> None:
+        with self.room:
+            self.now -= ticket.size
+            self.room.notify_all()
+
+    def lost(self, ticket: Ticket) -> None:
+        self.lost_pieces += 1
+        self.done(ticket)
+
+
+def test_on_a_slow_link_fragments_go_in_pieces_and_few_bytes_are_under_way(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    meter = Meter(limit=5000, chunk=1000)
+    for k in range(30):
+        outbox.put(make_fragment(sequence=k, image=64))
+    with client_of(head.start(), outbox, credentials("host-1"), budget=meter):
+        outbox.wait_empty()
+        wait_until(lambda: meter.now == 0)
+    check_exactly_once(ingest, {("arm-1", 0): 30})
+    assert meter.pieces > 60, "a fragment is several pieces"
+    assert meter.most <= 5000
+
+
+def test_small_fragments_go_whole_and_ask_for_few_receipts(
+    head: Head,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    meter = Meter(limit=1 << 20, chunk=256 << 10)
+    for k in range(100):
+        outbox.put(make_fragment(sequence=k))
+    with client_of(head.start(), outbox, credentials("host-1"), budget=meter):
+        outbox.wait_empty()
+        wait_until(lambda: meter.now == 0)
+    assert meter.pieces < 100, "several share a message"
+
+
+def test_what_is_under_way_does_not_wait_for_a_slow_disk(
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    allow: AllowList,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """The link is free when the bytes have arrived, whatever the disk does."""
+    head, gate = Head(ingest, credentials("replay"), allow), threading.Event()
+    append = ingest.append
+
+    def slow(fragments: Sequence[Parcel]) -> Sequence[Refused]:
+        gate.wait(GENEROUS_S)
+        return append(fragments)
+
+    ingest.append = slow  # type: ignore[method-assign]
+    meter = Meter(limit=5000, chunk=1000)
+    for k in range(20):
+        outbox.put(make_fragment(sequence=k, image=32))
+    with client_of(head.start(), outbox, credentials("host-1"), budget=meter) as client:
+        wait_until(lambda: client.stats()["sent"] == 20 and meter.now == 0)
+        assert not ingest.order
+        gate.set()
+        outbox.wait_empty()
+    head.stop()
+
+
+def test_links_that_break_in_the_midst_of_a_fragment_lose_nothing(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    cutter: Any,
+) -> None:
+    meter = Meter(limit=4000, chunk=1000)
+    cutter.target = head.start()
+    for k in range(20):
+        outbox.put(make_fragment(sequence=k, image=64))
+    with client_of(cutter.port, outbox, credentials("host-1"), budget=meter):
+        for cut in range(1, 4):
+            wait_until(lambda cut=cut: meter.pieces > 20 * cut or not outbox.left())
+            cutter.cut()
+        outbox.wait_empty()
+        wait_until(lambda: meter.now == 0)
+    check_exactly_once(ingest, {("arm-1", 0): 20})
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [pb.HostMessage(piece=pb.Piece(total=1 << 30, data=b"x"))],
+        [
+            pb.HostMessage(piece=pb.Piece(total=9, data=b"x")),
+            pb.HostMessage(fragments=pb.Fragments(fragments=[pb.Fragment()])),
+        ],
+    ],
+)
+def test_pieces_that_are_none_end_the_stream_with_the_reason(
+    head: Head, credentials: Callable[[str], Credentials], messages: list[pb.HostMessage]
+) -> None:
+    tunnel = DirectTunnel(Endpoints(replay=f"127.0.0.1:{head.start()}"), credentials("host-1"))
+    sent = [pb.HostMessage(hello=pb.Hello(host="host-1")), *messages]
+    stream = experience_client._stub(tunnel).Stream(iter(sent))
+    with pytest.raises(grpc.RpcError, match="piece"):
+        list(stream)
+    tunnel.close()
+
+
+def test_receipts_that_nobody_reads_fill_nothing() -> None:
+    stream = experience_service._Stream(Peer("host-1", Role.ROBOT), 4)
+    asks = [pb.HostMessage(piece=pb.Piece(total=100, data=b"x"), receipt=True) for _ in range(99)]
+    assert stream.next_message(iter(asks)) is None
+    assert stream.outgoing.qsize() == 1
+    answer = stream.with_arrived(stream.outgoing.get())  # type: ignore[arg-type]
+    assert (answer.arrived, answer.WhichOneof("message")) == (99, "received")
 
 
 def test_a_replay_that_lost_its_disk_is_noticed(

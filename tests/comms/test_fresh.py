@@ -14,6 +14,7 @@ from comms.authority import Authority
 from comms.credentials import AllowList, Credentials, Peer, Role
 from comms.fresh import FreshPeer
 from comms.fresh_hub import FreshHub
+from comms.link import Link
 from comms.mailbox import encode
 from comms.pb import fresh_pb2 as pb
 from comms.switchboard import Switchboard
@@ -110,6 +111,61 @@ def test_commands_states_and_previews_find_their_way(
         ("host-1", pb.RobotState),
         ("ada", pb.Stop),
     ]
+
+
+def test_a_robot_host_measures_its_link_and_shows_pictures_whole(
+    hub: FreshHub, dial: Callable[..., FreshPeer]
+) -> None:
+    link = Link()
+    robot = dial("host-1", "robot", robots=["arm-1"], link=link)
+    wait_until(lambda: "rtt_ms" in link.stats())
+    operator = dial("ada", "viewer", robots=["*"], previews=["arm-1"])
+    wait_until(lambda: hub.stats()["peers"] == 2)
+    data = bytes(range(256)) * 400
+    robot.send(pb.Preview(robot="arm-1", camera="wrist", sequence=4, wall_ns=9, jpeg=data))
+    got = next_of(operator, pb.Preview)
+    assert (got.jpeg, got.sequence, got.wall_ns, got.parts) == (data, 4, 9, 0)
+    assert robot.stats()["sent"] > 20, "it went in pieces, on a link of which little is known"
+    wait_until(lambda: not link.up.busy)
+    assert 0 < link.stats()["base_rtt_ms"] < 1000 * GENEROUS_S
+    assert link.stats()["rate_mbit_s"] > 0
+    operator.send(command(1))
+    assert next_of(robot, pb.OperatorCommand).sequence == 1, "an echo is no message"
+
+
+def test_a_ping_is_answered_to_whoever_is_known_and_nobody_else() -> None:
+    board = Switchboard(None, None)
+    peer = Peer("host-1", Role.ROBOT)
+    board.receive(b"x", peer, pb.Ping(sent_s=1.5, bytes=7))
+    assert board.stats()["undeliverable"] == 1
+    board.receive(b"x", peer, pb.FreshHello(role="robot", robots=["arm-1"]))
+    before = time.monotonic()
+    board.receive(b"x", peer, pb.Ping(sent_s=1.5, bytes=7))
+    (pong,) = board.sessions[b"x"].mailbox.take_all(0.0)
+    assert isinstance(pong, pb.Pong)
+    assert (pong.sent_s, pong.bytes) == (1.5, 7)
+    assert pong.there_s >= before
+    with pytest.raises(SecurityError, match="may not send a pong"):
+        board.receive(b"x", peer, pb.Pong())
+
+
+def test_parts_of_pictures_reach_nobody_before_the_picture_is_whole() -> None:
+    board = Switchboard(None, None)
+    host, viewer = Peer("host-1", Role.ROBOT), Peer("eve", Role.VIEWER)
+    part = pb.Preview(robot="arm-1", camera="c", sequence=1, part=0, parts=2, jpeg=b"a")
+    last = pb.Preview(robot="arm-1", camera="c", sequence=1, part=1, parts=2, jpeg=b"b")
+    board.receive(b"v", viewer, pb.FreshHello(role="viewer", previews=["*"]))
+    mailbox = board.sessions[b"v"].mailbox
+    board.receive(b"h", host, part)
+    board.receive(b"h", host, last)
+    assert mailbox.take_all(0.0) == [], "it has not said hello: nothing of it is kept"
+    board.receive(b"h", host, pb.FreshHello(role="robot", robots=["arm-1"]))
+    board.receive(b"h", host, part)
+    assert mailbox.take_all(0.0) == []
+    board.receive(b"h", host, last)
+    (whole,) = mailbox.take_all(0.0)
+    assert isinstance(whole, pb.Preview)
+    assert (whole.jpeg, whole.parts) == (b"ab", 0)
 
 
 def test_viewers_hear_what_they_asked_for(

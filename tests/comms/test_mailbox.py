@@ -99,3 +99,38 @@ def test_a_command_that_waited_too_long_is_not_delivered(
     now = 200_000_000
     assert mailbox.take_all(0) == [state("a", 1)]
     assert mailbox.stats()["expired"] == 1
+
+
+def test_the_urgent_goes_before_states_and_pictures_come_last() -> None:
+    mailbox = Mailbox()
+    sent = [
+        pb.Preview(robot="a", camera="c"),
+        state("a", 1),
+        pb.Announcement(policy="p"),
+        pb.OperatorCommand(robot="a", valid_ms=60_000),
+        pb.Ping(),
+        pb.Stop(robot="a"),
+    ]
+    for message in sent:
+        mailbox.put(message)
+    kinds = [type(message).__name__ for message in mailbox.take_all(0.0)]
+    assert kinds == ["Stop", "OperatorCommand", "Ping", "RobotState", "Announcement", "Preview"]
+
+
+def test_what_may_not_go_stays_and_holds_up_nothing_else() -> None:
+    mailbox = Mailbox()
+    mailbox.put(state("a", 1))
+    mailbox.put(pb.Preview(robot="a", camera="c"))
+    found = mailbox.first(lambda message: isinstance(message, pb.Preview))
+    assert isinstance(found, pb.Preview)
+    assert mailbox.first(lambda message: False) is None
+    assert len(mailbox) == 2
+
+
+def test_a_full_mailbox_lets_go_of_pictures_first() -> None:
+    mailbox = Mailbox(limit=2)
+    mailbox.put(pb.Preview(robot="a", camera="c"))
+    for robot in "abc":
+        mailbox.put(state(robot, 1))
+    left = [message.robot for message in mailbox.take_all(0.0)]
+    assert left == ["b", "c"], "then of what waited longest"

@@ -26,7 +26,7 @@ def test_noise_is_tried_once_in_a_while_and_pictures_always(monkeypatch):
     tried = []
     encode = images.encode
     monkeypatch.setattr(
-        images, "encode", lambda image, codec: tried.append(codec) or encode(image, codec)
+        images, "encode", lambda image, codec, **how: tried.append(codec) or encode(image, codec)
     )
     packing = Packing()
     for _ in range(2 * (1 + PATIENCE)):
@@ -55,3 +55,42 @@ def test_where_room_is_short_whatever_saves_is_taken():
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
 def test_what_is_asked_for_is_what_is_sent(codec):
     assert Packing(codec).encode("cam", NOISE)[0] == codec
+
+
+SOFT = np.kron(np.random.default_rng(1).integers(0, 255, (16, 16, 3)), np.ones((8, 8, 1)))
+SOFT = SOFT.astype(np.uint8)
+"""A picture as drawn ones are, 48 KiB."""
+
+
+def test_the_slower_the_link_the_more_a_saving_is_worth():
+    nearly = NOISE.copy()
+    nearly[:2] = 0  # shrinks by a twelfth
+    kinds = {
+        rate: Packing(pressed=lambda r=rate: r).encode("cam", nearly)[0] for rate in (1e5, 0.0)
+    }
+    assert kinds == {1e5: "zstd", 0.0: "raw"}
+
+
+def test_a_slow_link_is_worth_effort_and_nothing_is_lost():
+    sizes = {}
+    for rate in (0.0, 125_000.0):
+        codec, data = Packing(pressed=lambda r=rate: r).encode("cam", SOFT)
+        assert (images.decode(data, codec, SOFT.shape) == SOFT).all()
+        sizes[rate] = len(data)
+    assert sizes[125_000.0] < 0.8 * sizes[0.0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "camera", "codec"),
+    [(125_000.0, "kept as jpeg", "jpeg"), (0.0, "kept as jpeg", "zstd"), (1e5, "other", "zstd")],
+)
+def test_only_what_is_kept_as_jpeg_goes_as_jpeg_and_only_over_a_slow_link(rate, camera, codec):
+    packing = Packing(pressed=lambda: rate, lossy=["kept as jpeg"])
+    assert packing.encode(camera, SOFT)[0] == codec
+
+
+def test_jpeg_over_the_wire_and_again_in_the_store_is_as_good_as_once():
+    once = images.decode(images.encode(SOFT, "jpeg"), "jpeg", SOFT.shape)
+    twice = images.decode(images.encode(once, "jpeg"), "jpeg", SOFT.shape)
+    first, second = (np.abs(a.astype(int) - b).mean() for a, b in ((once, SOFT), (twice, once)))
+    assert second < 0.5 * first

@@ -1053,3 +1053,14 @@ def test_a_policy_that_thinks_for_ever_is_restarted(chunky):
     hand.go(1)
     assert hand.station.hung
     assert "hangs, silent for 10.0 s" in hand.session.help
+
+
+def test_a_loop_that_stands_still_keeps_requests_and_few_commands(hand):
+    station = hand.station
+    before = len(station._inbox)
+    for number in range(5000):
+        wish = np.zeros(2, np.float32)
+        station.post(OperatorCommand("arm", "ann", 2, "boot", number, 200.0, wish, 0))
+    station.post(Request("arm", "estop", "anybody", 0, "r1"))
+    assert len(station._inbox) - before < 300
+    assert isinstance(station._inbox[-1], Request), "a stop waits for no room"

@@ -10,6 +10,7 @@ import pytest
 
 from user_system.codec.fragments import check
 from user_system.core.types import End, Purpose, Segment
+from user_system.edge.stop import StopSocket, ring
 
 pytestmark = pytest.mark.system
 
@@ -241,6 +242,20 @@ def test_emergency_stop_is_latched(make_box, wait_for):
     assert box.told()[stopped - 1][1] == "recover"
     assert box.head.ask("arm", "hand_back").ok
     box.wait_mode("auto")
+
+
+def test_the_stop_at_the_robot_host_needs_no_head(make_box, wait_for, tmp_path):
+    """Nobody at the head says a word from here on; every robot of this host stops, and stays."""
+    box = make_box(("arm", "leg"))
+    box.start()
+    wait_for(lambda: box.mode("arm") == "auto" and box.mode("leg") == "auto", "both at work")
+    local = StopSocket(tmp_path, box.agent.stop)
+    local.start()
+    ring(tmp_path, "ann")
+    for robot in ("arm", "leg"):
+        box.wait_mode("estop", robot)
+        assert "emergency stop by ann" in box.agent.stations[robot].session.fault
+    local.close()
 
 
 def test_demonstration(make_box, wait_for):

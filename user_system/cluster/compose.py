@@ -337,6 +337,7 @@ class Composer:
             robots=tuple(self._edge_robot(host, name, robot) for name, robot in robots.items()),
             children=tuple(self._edge_child(child) for child in children),
             shard=self._shard_of(host) if host in self.manifest.shards else None,
+            lossy=tuple(n for n, codec in self.manifest.replay.codecs.items() if codec == "jpeg"),
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]

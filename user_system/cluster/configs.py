@@ -286,6 +286,8 @@ class EdgeHostConfig:
     children: tuple[EdgeChild, ...]
     shard: ShardConfig | None = None
     """Where experience goes, if not to the head."""
+    lossy: tuple[str, ...] = ()
+    """Cameras whose images the replay buffer keeps as JPEG: over a slow link they go as that."""
 
 
 @dataclass(frozen=True)

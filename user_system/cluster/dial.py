@@ -5,11 +5,16 @@ from contextlib import AbstractContextManager, closing, contextmanager
 
 from comms.credentials import AllowList
 from comms.enrolment import EnrolmentClient
+from comms.link import Link
 from comms.near import NearTunnel
 from comms.renewal import Renewer, here
+from comms.sockets import segments
 from comms.tunnel import Endpoints, Tunnel, open_tunnel
 from comms.wallet import DiskWallet
 from user_system.cluster.configs import LinkConfig, ShardConfig
+
+_OURS = frozenset({"direct", "wireguard"})
+"""Kinds of tunnel in which no other process carries what we send."""
 
 
 def wallet(link: LinkConfig) -> DiskWallet:
@@ -70,3 +75,12 @@ def _renewing(link: LinkConfig, held: DiskWallet) -> Iterator[Tunnel]:
         finally:
             if renewer is not None:
                 renewer.close()
+
+
+def measured(link: LinkConfig) -> Link:
+    """Return what is measured of a link; what it loses only where our own connections cross it."""
+    if link.kind not in _OURS:
+        return Link()
+    ends = link.hub, link.replay, link.fresh
+    ports = {int(end.rpartition(":")[2]) for end in ends}
+    return Link(lambda: segments(ports))

@@ -12,6 +12,7 @@ from user_system.cluster.process import Life, run
 from user_system.edge.agent import Agent, AgentConfig, RobotConfig
 from user_system.edge.patience import SessionConfig
 from user_system.edge.spool import Spool
+from user_system.edge.stop import StopSocket
 from user_system.edge.supervisor import ChildConfig
 from user_system.edge.uplink import Uplink
 from user_system.replay.queue import Queue
@@ -41,11 +42,22 @@ def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) ->
         here = {entry.policy for entry in config.robots if not entry.remote}
         away = frozenset(entry.policy for entry in config.robots) - here
         uplink = Uplink(
-            way, config.host, settings.boot, spool, place / "weights", replay=near, away=away
+            way,
+            config.host,
+            settings.boot,
+            spool,
+            place / "weights",
+            replay=near,
+            away=away,
+            link=dial.measured(config.link),
+            lossy=config.lossy,
         )
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)
         life.on_finish(agent.finish)
+        local = StopSocket(place, agent.stop)
+        local.start()
+        held.callback(local.close)
         life.ready()
         agent.run()
 

@@ -1,5 +1,6 @@
 """What a run looks like now, as the hub tells it; for terminals, reports and benchmarks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from comms.pb import hub_pb2
 from user_system.cluster import dial
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.parse import read_json
+
+LANES = "experience", "video", "weights"
+"""Bulk of a link, in order of importance; see ``comms.link``."""
 
 FILE = "cli.json"
 """In the run's ``config``: how the command line reaches the hub."""
@@ -94,6 +98,24 @@ class View:
     def acting(self) -> int:
         """Oldest version that acts on any robot."""
         return min((r.version for r in self.robots if r.online), default=0)
+
+
+def link_of(figures: Mapping[str, float]) -> str:
+    """Return in words what a robot's host knows of its link; empty: nothing."""
+    said = []
+    if (base := figures.get("base_rtt_ms")) is not None:
+        now = figures.get("rtt_ms")
+        queue = f" (now {now:.0f})" if now is not None else ""
+        said.append(f"{base:.0f} ms{queue}")
+    for name, arrow in (("rate_mbit_s", "up"), ("down_mbit_s", "down")):
+        if name in figures:
+            said.append(f"{figures[name]:.3g} Mbit/s {arrow}")
+    if "loss" in figures:
+        said.append(f"{100 * figures['loss']:.1f} % lost")
+    held = [name for name in LANES if figures.get(f"held_{name}")]
+    if held:
+        said.append(f"held back: {', '.join(held)}")
+    return ", ".join(said)
 
 
 class Looker:

@@ -34,15 +34,15 @@ class _Zstd(threading.local):
     """This thread's compressor and decompressor: making one takes longer than using it."""
 
     def __init__(self) -> None:
-        self._in: Any = None
+        self._in: dict[int, Any] = {}
         self._out: Any = None
 
-    def compressor(self) -> Any:
-        if self._in is None:
+    def compressor(self, level: int) -> Any:
+        if level not in self._in:
             import zstandard
 
-            self._in = zstandard.ZstdCompressor(level=1)
-        return self._in
+            self._in[level] = zstandard.ZstdCompressor(level=level)
+        return self._in[level]
 
     def decompressor(self) -> Any:
         if self._out is None:
@@ -60,13 +60,14 @@ def checksum(data: Buffer) -> int:
     return int(xxhash.xxh3_64_intdigest(data))
 
 
-def encode(image: Array, codec: Codec, *, quality: int = 92) -> bytes:
+def encode(image: Array, codec: Codec, *, quality: int = 92, level: int = 1) -> bytes:
     """Return an image ``(H, W, C)`` uint8 as bytes.
 
     Args:
         image: what the camera saw.
         codec: one of ``CODECS``.
         quality: of ``jpeg`` only, 1 to 100.
+        level: of ``zstd`` only, 1 to 22: effort.
 
     Raises:
         SpecError: not such an image, or not such a codec.
@@ -78,7 +79,7 @@ def encode(image: Array, codec: Codec, *, quality: int = 92) -> bytes:
     if codec == "raw":
         return pixels.tobytes()
     if codec == "zstd":
-        return cast(bytes, _zstd.compressor().compress(pixels.data.cast("B")))
+        return cast(bytes, _zstd.compressor(level).compress(pixels.data.cast("B")))
     import simplejpeg
 
     colour = _COLOURS[image.shape[2]]

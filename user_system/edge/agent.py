@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from user_system.core.clock import WallClock
+from user_system.core.modes import Event
 from user_system.core.priority import prefer
 from user_system.core.specs import RobotSpec
 from user_system.edge import keep, loop
@@ -23,7 +25,7 @@ from user_system.edge.adder import Adder, Producer, largest_fragment
 from user_system.edge.arbiter import Arbiter, ArbiterConfig
 from user_system.edge.driver_link import DriverLink
 from user_system.edge.leases import Leases
-from user_system.edge.messages import Trouble
+from user_system.edge.messages import OperatorCommand, Request, Trouble
 from user_system.edge.patience import SessionConfig
 from user_system.edge.recorder import Recorder
 from user_system.edge.rings import Duplex
@@ -35,6 +37,9 @@ from user_system.edge.uplink import Entry, Post
 from user_system.edge.worker_client import WorkerClient
 
 log = logging.getLogger(__name__)
+
+_EARLY = 1024
+"""What may wait for a robot's loop to begin: the newest."""
 
 
 class Head(Outside, Protocol):
@@ -106,7 +111,7 @@ class Agent:
         self.stations: dict[str, Station] = {}
         self._robots = {robot.name: robot for robot in config.robots}
         self._killed: dict[str, int] = {}
-        self._early: dict[str, list[Heard]] = {}
+        self._early: dict[str, deque[Heard]] = {}
         self._specs: dict[str, RobotSpec] = {}
         self._lock = threading.Lock()
         self._met = threading.Condition()
@@ -162,13 +167,16 @@ class Agent:
                 self.supervisor.kill(worker)
 
     def post(self, robot: str, heard: Heard) -> None:
-        """Hand something to a robot's loop, or keep it until that has begun; thread-safe."""
+        """Hand something to a robot's loop, or keep it until that has begun; thread-safe.
+
+        A command is for now: where there is no loop, there is nobody to steer.
+        """
         with self._lock:
             station = self.stations.get(robot)
             if station is not None:
                 station.post(heard)
-            elif robot in self._robots:
-                self._early.setdefault(robot, []).append(heard)
+            elif robot in self._robots and not isinstance(heard, OperatorCommand):
+                self._early.setdefault(robot, deque(maxlen=_EARLY)).append(heard)
 
     def _died(self, child: str, last: str) -> None:
         for robot in self.config.robots:
@@ -196,7 +204,7 @@ class Agent:
             station.session.wait_for_person(failed)
         with self._lock:
             self.stations[robot.name] = station
-            for heard in self._early.pop(robot.name, []):
+            for heard in self._early.pop(robot.name, deque()):
                 station.post(heard)
         try:
             loop.run(station)
@@ -252,6 +260,11 @@ class Agent:
     def close(self) -> None:
         """Let ``run`` end; thread-safe, also from a signal handler."""
         self._open.clear()
+
+    def stop(self, by: str) -> None:
+        """Stop all robots at once, without the head; thread-safe."""
+        for robot in self._robots:
+            self.post(robot, Request(robot, Event.ESTOP.value, by))
 
     def finish(self) -> None:
         """Let ``run`` end once every robot is at rest or at the end of its episode; thread-safe."""

@@ -49,6 +49,9 @@ from user_system.edge.worker_client import (
 
 log = logging.getLogger(__name__)
 
+_INBOX = 256
+"""What may wait for a loop before commands are dropped: a second of two people's at 100 Hz."""
+
 Heard = Grant | Assignment | Request | OperatorCommand | WeightsReady | Trouble
 """What other threads post to a robot's loop."""
 
@@ -170,7 +173,12 @@ class Station:
     # --- other threads ------------------------------------------------------------------------
 
     def post(self, heard: Heard) -> None:
-        """Hand something to the loop; thread-safe."""
+        """Hand something to the loop; thread-safe.
+
+        Of a loop that stands still commands wait no longer than they are valid: more are dropped.
+        """
+        if isinstance(heard, OperatorCommand) and len(self._inbox) >= _INBOX:
+            return
         self._inbox.append(heard)
         os.eventfd_write(self._wake, 1)
 

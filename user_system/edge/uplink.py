@@ -19,15 +19,17 @@ from comms import wire, wire_specs
 from comms.experience_client import ExperienceClient
 from comms.fresh import FreshPeer
 from comms.hub_client import HubAttachment
+from comms.link import Link
+from comms.packing import Packing
 from comms.pb import fresh_pb2, hub_pb2
 from comms.tunnel import Tunnel
 from comms.weights import WeightFetcher
-from user_system.codec import images
 from user_system.core.clock import MS, SECOND
 from user_system.core.modes import HUMAN_MODES
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, Purpose
 from user_system.edge import messages as say
+from user_system.edge.pictures import Pictures
 from user_system.edge.spool import Spool
 from user_system.edge.station import Heard, Station
 from user_system.edge.weight_client import WeightClient
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 
 STATE_S = 0.05
 """Time between two states of a robot that say nothing new but its motion, wall s."""
+
+LOOK_S = 0.5
+"""Time between two looks at the link for people, wall s."""
 
 Post = Callable[[str, Heard], None]
 """Hand something to the loop of a robot, by name."""
@@ -63,6 +68,8 @@ class Uplink:
         weights: directory for fetched weights.
         replay: the way to the replay buffer, where that is not at the head.
         away: policies that act at the head, whose weights are not fetched.
+        link: what is known of the link, and may be put on it.
+        lossy: cameras whose images are kept as JPEG.
     """
 
     def __init__(
@@ -75,17 +82,28 @@ class Uplink:
         *,
         replay: Tunnel | None = None,
         away: frozenset[str] = frozenset(),
+        link: Link | None = None,
+        lossy: Sequence[str] = (),
     ):
         self._away = away
         self._tunnel, self._host, self._boot = tunnel, host, boot
+        self._link = link or Link()
         self._entries: dict[str, Entry] = {}
         self._post: Post = lambda _robot, _heard: None
         self._hub = HubAttachment(tunnel, self._hello, self._from_hub)
-        self._fresh = FreshPeer(tunnel, role="robot")
+        self._fresh = FreshPeer(tunnel, role="robot", link=self._link)
         self._outbox = outbox
-        self._experience = ExperienceClient(replay or tunnel, outbox, host)
+        # A shard of this site is on this side of the link, which its experience does not cross.
+        lane = self._link.experience if replay in (None, tunnel) else None
+        packing = Packing(pressed=lane.pressed, lossy=lossy) if lane else Packing()
+        self._experience = ExperienceClient(
+            replay or tunnel, outbox, host, packing=packing, budget=lane
+        )
         self._weights = WeightClient(WeightFetcher(tunnel), weights, self._weights_ready)
         self._pictures: queue.Queue[tuple[str, str, Array, int]] = queue.Queue(8)
+        self._known: dict[str, float] = {}
+        """Of the link, as last looked at: a robot's loop does not look itself."""
+        self._shown = Pictures()
         self._sequence = 0
         self._told: dict[str, tuple[object, float]] = {}
         """Robot -> what its last state said, and when."""
@@ -143,7 +161,11 @@ class Uplink:
         self._post(heard.robot, heard)
 
     def _listen(self) -> None:
+        look_at = 0.0
         while self._open:
+            if time.monotonic() >= look_at:
+                self._known = self._link.stats()
+                look_at = time.monotonic() + LOOK_S
             for message in self._fresh.receive(0.2):
                 if isinstance(message, fresh_pb2.OperatorCommand):
                     self._post(message.robot, _command(message))
@@ -221,6 +243,7 @@ class Uplink:
         self._sequence += 1
         message = _state(station, seen, self._boot, self._sequence)
         message.figures["spool_fragments"] = float(self._outbox.depth)
+        message.figures.update(self._known)
         self._fresh.send(message)
 
     def preview(self, robot: str, camera: str, image: Array, wall_ns: int) -> None:
@@ -236,14 +259,15 @@ class Uplink:
                 robot, camera, image, wall_ns = self._pictures.get(timeout=0.2)
             except queue.Empty:
                 continue
+            jpeg = self._shown.pack(f"{robot}/{camera}", image, self._link.video.left())
+            if self._shown.degraded:
+                self._link.video.want()
+            if jpeg is None:
+                continue
             self._sequence += 1
             self._fresh.send(
                 fresh_pb2.Preview(
-                    robot=robot,
-                    camera=camera,
-                    sequence=self._sequence,
-                    wall_ns=wall_ns,
-                    jpeg=images.encode(np.ascontiguousarray(image), "jpeg", quality=80),
+                    robot=robot, camera=camera, sequence=self._sequence, wall_ns=wall_ns, jpeg=jpeg
                 )
             )
 
@@ -264,6 +288,8 @@ class Uplink:
             "fresh": self._fresh.stats(),
             "experience": self._experience.stats(),
             "weights": self._weights.stats(),
+            "link": self._link.stats(),
+            "pictures": self._shown.stats(),
         }
         return {f"{p}_{key}": value for p, values in parts.items() for key, value in values.items()}
 

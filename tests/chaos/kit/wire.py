@@ -18,6 +18,7 @@ from comms.authority import Authority
 from comms.credentials import AllowList, Credentials, Role
 from comms.experience_client import ExperienceClient
 from comms.experience_service import ExperienceService
+from comms.packing import Packing
 from comms.serving import serve as listen
 from comms.tunnel import DirectTunnel, Endpoints
 from user_system.core.interfaces import Draw, NotReady
@@ -132,7 +133,7 @@ def produce(
     rng, host = random.Random(seed), made.name(number)
     outbox = Outbox(Journal(journal))
     tunnel = DirectTunnel(Endpoints(replay=address), Credentials.load(Path(keys), host))
-    client = ExperienceClient(tunnel, outbox, host, codec=rng.choice(["raw", "zstd"]))
+    client = ExperienceClient(tunnel, outbox, host, packing=Packing(rng.choice(["raw", "zstd"])))
     client.start()
     channel.send("ready")
     epoch, sequence, begun, count = first_epoch, 0, time.monotonic(), 0

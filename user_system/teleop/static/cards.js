@@ -8,6 +8,18 @@ const WORDS = {
 };
 const STALE_MS = 2000;
 
+// What the robot's host knows of its link; what it does not know is left out.
+function linkOf(figures) {
+  const trip = figures.rtt_ms ?? figures.base_rtt_ms;
+  const said = [];
+  if (trip !== undefined && trip !== null) said.push(`${Math.round(trip)} ms`);
+  if (figures.rate_mbit_s) said.push(`${Number(figures.rate_mbit_s.toPrecision(2))} Mbit/s`);
+  if (figures.loss) said.push(`${(100 * figures.loss).toFixed(1)} % lost`);
+  const held = ["experience", "video", "weights"].filter((lane) => figures[`held_${lane}`]);
+  if (held.length) said.push(`held back: ${held.join(", ")}`);
+  return said.join(", ");
+}
+
 export class Cards {
   // on: { choose(name), act(name, what) }; modes: mode -> events a holder may ask for
   constructor(parent, template, on) {
@@ -80,7 +92,8 @@ export class Cards {
       ["step", robot.step], ["version", robot.version],
       ["last", last === undefined || last === null ? "" : last > 0 ? "success" : "failure"],
       ["action age", age(robot.figures?.action_age_p99_ms)],
-      ["spool", robot.figures?.spool_fragments], ["rate", robot.rate ? `${robot.rate.toFixed(1)}×` : ""],
+      ["spool", robot.figures?.spool_fragments], ["link", linkOf(robot.figures ?? {})],
+      ["rate", robot.rate ? `${robot.rate.toFixed(1)}×` : ""],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "");
     fill(card.facts, rows);
   }

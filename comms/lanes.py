@@ -1,0 +1,432 @@
+"""Lanes: how much bulk may be under way, so that what is urgent never waits long behind it.
+
+A network queues whatever it is given, and what is urgent then waits behind it, whichever connection
+it takes: nobody on the way knows what matters. So the sender keeps that queue short. One ``Pipe``
+per direction holds what is under way, not yet acknowledged by the other *process*, to
+
+    rate x (base round trip + 50 ms)
+
+in small pieces. That fills the link and leaves at most 50 ms in its queue. The rate is what was
+delivered (``rate``), so the cap never exceeds what the link is known to take, and still grows: what
+it lets out beyond rate x base shows, one round trip later, that the link takes more.
+
+Where much is lost, TCP holds back what arrived after a gap, and our acknowledgements come late for
+another reason than a queue. Tiny echoes on the fresh lane (``link``) tell the two apart: while they
+find no queue and the cap is what limits, the cap is raised step by step; when they find more than
+50 ms, it is lowered. Every ten seconds, or when lowering does not help, the pipe is emptied for a
+round trip, so that the base is measured anew: what still waits then is not ours.
+
+Lanes of one pipe have ranks: a lane gets what those before it do not want, and a sixteenth of the
+rate at least, so that a person who must see something sees something.
+
+After BBR (see ``rate``), whose cap is 2 x rate x base, and LEDBAT (RFC 6817), whose aim is a queue
+of so many ms; the cap here is the smaller one of both for any base beyond 50 ms.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from comms.delay import Delay
+from comms.rate import Mark, Rate
+
+TARGET_S = 0.05
+"""What is urgent may wait so long behind bulk."""
+
+FIRST = 125_000.0
+"""What a link is taken for before anything is known, bytes/s: 1 Mbit/s."""
+
+LEAST, MOST = 2 << 10, 256 << 10
+"""Bounds of a piece, bytes."""
+
+_PIECE_S = 0.008
+"""Time on the link that one piece takes, where the bounds permit."""
+
+_CEILING = 64 << 20
+"""Most that may be under way, bytes."""
+
+_STEP_S, _MOST_BASES = 0.025, 2.0
+"""First step of the correction upwards, s, which doubles while no queue shows, and its bound: what
+was lost and sent again once or twice has come by then."""
+
+_ROSE = 1.03
+"""Growth of the rate between two corrections from which on it still finds its way by itself."""
+
+_START, _BEYOND = 1.5, 4.0
+"""Growth per round trip on a link of which little is known, and most of it beyond what is."""
+
+_CALM_S = 0.02
+"""Queue up to which echoes are said to find none."""
+
+_AIM_S = 0.03
+"""Queue that a correction downwards aims at."""
+
+_ROUND_S = 0.1
+"""Least time over which the rate is looked at."""
+
+_EMPTY_EVERY_S = 10.0
+_EMPTY_S = 0.5
+"""A pipe is emptied when its base was not seen for so long; for at most so long, and two bases."""
+
+_VAIN = 4
+"""Corrections downwards without effect after which the queue is not ours."""
+
+_FLOOR = 1 / 16
+"""Share of the rate that a lane gets whatever those before it want."""
+
+_HELD_S = 2.0
+"""A lane that waited within this time is shown as held back."""
+
+_PRESSED_S = 10.0
+"""A lane that waited within this time is worth some effort to need less."""
+
+_BEFORE_S = 0.25
+"""A lane that waited within this time wants more: those after it make room."""
+
+_BURST_S = 0.03
+"""What may go at once, as time on the link."""
+
+_PACE_NEW, _PACE, _PACE_FULL = 2.0, 1.25, 1.05
+"""Pace of what goes beyond that, in rates: of a new link, of one without a queue, of one with."""
+
+_LOOK_S = 0.05
+"""Longest wait for news before time alone may have changed what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One piece under way."""
+
+    size: int
+    """Bytes."""
+    mark: Mark
+    """Of the moment at which it was sent; for the pipe."""
+
+
+class Budget(Protocol):
+    """What one lane may have under way. Thread-safe."""
+
+    def chunk(self) -> int:
+        """Return the largest piece that keeps the link responsive, bytes: 2 KiB to 256 KiB."""
+
+    def limit(self) -> int:
+        """Return bytes that may be under way now in this direction, all lanes together."""
+
+    def take(self, size: int, timeout_s: float) -> Ticket | None:
+        """Wait until ``size`` more bytes may be under way and count them; None: not in time.
+
+        A piece larger than the limit passes while nothing else is under way.
+        """
+
+    def done(self, ticket: Ticket) -> None:
+        """Note that a piece has arrived, as the other side said or as it is here."""
+
+    def lost(self, ticket: Ticket) -> None:
+        """Note that nobody will ever say so: its connection is gone."""
+
+
+class Pipe:
+    """One direction of a link, shared by its lanes. Thread-safe.
+
+    Args:
+        way: delay of this direction, as echoes measure it.
+        trip: round trip, as echoes measure it.
+        changed: guards this pipe and both delays; notified when more may be sent.
+        now: monotonic s.
+    """
+
+    def __init__(
+        self,
+        way: Delay,
+        trip: Delay,
+        changed: threading.Condition | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.changed, self.now = changed or threading.Condition(), now
+        self._delay, self._trip = way, trip
+        self._own = Delay()
+        """Round trips of pieces: the base where there are no echoes."""
+        self._rate = Rate()
+        self._under_way = 0
+        self._extra_s, self._vain = 0.0, 0
+        self._new = self._calm = True
+        self._guess, self._guessed = FIRST, now()
+        """What a new link is taken for, bytes/s, and since when."""
+        self._paced = now()
+        """When the link, at the pace that it is given, has taken what was sent."""
+        self._corrected = self._sure = now()
+        self._best = self._mean = 0.0
+        """The rate at the last correction, and what was really delivered until then, bytes/s."""
+        self._total = 0
+        """Bytes delivered since the last correction."""
+        self._calm_rounds = 0
+        self._wanted = self._corrected - _HELD_S
+        """When something last had to wait for room."""
+        self._emptying: float | None = None
+        self._emptied: float | None = None
+        self._lanes: list[Lane] = []
+
+    def lane(self, name: str) -> "Lane":
+        """Return a new lane, which comes after all that there are."""
+        before = tuple(self._lanes)
+        self._lanes.append(Lane(self, name, before))
+        return self._lanes[-1]
+
+    def stats(self) -> dict[str, float]:
+        """Return gauges: delivered Mbit/s, bytes under way and allowed, lanes held back."""
+        with self.changed:
+            now = self.now()
+            held = {f"held_{lane.name}": float(lane.held(now)) for lane in self._lanes}
+            return {
+                "mbit_s": 8e-6 * self._rate.value,
+                "under_way": float(self._under_way),
+                "limit": float(self._limit()),
+                **held,
+            }
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        return self._under_way > 0
+
+    @property
+    def emptying(self) -> bool:
+        """Whether the pipe is emptied, so that the way itself can be measured."""
+        return self._emptying is not None
+
+    @property
+    def growing(self) -> bool:
+        """Whether a new link is being found out about: the next echo may let more go."""
+        return self._new and self._calm and self.busy
+
+    @property
+    def rate(self) -> float:
+        """Delivered of late, bytes/s; 0: nothing is known."""
+        return self._rate.value
+
+    def limit(self) -> int:
+        """Return how many bytes may be under way."""
+        with self.changed:
+            return self._limit()
+
+    def chunk(self) -> int:
+        """Return how large a piece should be, bytes."""
+        with self.changed:
+            fits = min(self._rate.value * _PIECE_S, self._limit() / 4)
+            return min(max(LEAST, int(fits)), MOST)
+
+    def _base_s(self) -> float:
+        base = self._trip.base
+        return base if base is not None else (self._own.base or 0.0)
+
+    def _limit(self) -> int:
+        rate = max(self._rate.value, self._guess if self._new else 0.0)
+        cap = rate * (self._base_s() + TARGET_S + min(0.0, self._extra_s))
+        cap += self._mean * max(0.0, self._extra_s)
+        return min(max(LEAST, int(cap)), _CEILING)
+
+    # --- for lanes, which hold ``changed`` --------------------------------------------------------
+
+    def room(self, size: int) -> bool:
+        """Return whether ``size`` more bytes may go now."""
+        if not self.open() or self._paced > self.now() + _BURST_S:
+            return False
+        return not self._under_way or self._under_way + size <= self._limit()
+
+    def wait_s(self) -> float:
+        """Return after how long time alone may have made room, s."""
+        pace = self._paced - _BURST_S - self.now()
+        return min(_LOOK_S, pace) if pace > 0 else _LOOK_S
+
+    def open(self) -> bool:
+        """Return whether anything may go: not while the pipe is emptied."""
+        if self._emptying is not None:
+            self._look()
+        return self._emptying is None
+
+    def want(self) -> None:
+        """Note that something waits for room."""
+        self._wanted = self.now()
+
+    def sent(self, size: int) -> Mark:
+        """Note that a piece goes out."""
+        now = self.now()
+        full = now - self._wanted <= self._base_s() + TARGET_S
+        mark = self._rate.send(now, idle=not self._under_way, full=full)
+        self._under_way += size
+        if self._rate.value:
+            pace = _PACE_NEW if self._new else _PACE if self._calm else _PACE_FULL
+            rate = max(self._rate.value, self._guess if self._new else 0.0)
+            self._paced = max(self._paced, now) + size / (pace * rate)
+        return mark
+
+    def arrived(self, ticket: Ticket) -> None:
+        """Note that a piece arrived."""
+        now = self.now()
+        self._under_way -= ticket.size
+        self._total += ticket.size
+        self._own.sample(now - ticket.mark.sent, now)
+        base_s = self._base_s()
+        self._rate.arrived(ticket.mark, ticket.size, now, max(1.0, 10 * base_s), base_s)
+        queue = self._delay.queue(now)
+        self._calm = queue is None or queue < _CALM_S
+        self._new = self._new and (queue is None or queue < TARGET_S)
+        if self._new:
+            self._grow(now, base_s)
+        self._correct(now, base_s)
+        self._released(now)
+
+    def gone(self, ticket: Ticket) -> None:
+        """Note that a piece will never be acknowledged."""
+        self._under_way -= ticket.size
+        self._released(self.now())
+
+    def _released(self, now: float) -> None:
+        if self._emptying is not None and not self._under_way and self._emptied is None:
+            self._emptied = now
+        self.changed.notify_all()
+
+    # --- what echoes say --------------------------------------------------------------------------
+
+    def _grow(self, now: float, base_s: float) -> None:
+        """Take a new link for more once a round trip, as long as that makes no queue."""
+        queue = self._delay.queue(now, self._guessed + base_s)
+        if queue is None or queue >= _CALM_S or self._wanted < self._guessed:
+            return
+        most = _BEYOND * max(FIRST, self._rate.value)
+        self._guess, self._guessed = min(most, _START * self._guess), now
+
+    def _correct(self, now: float, base_s: float) -> None:
+        """Follow what the echoes that were sent since the last correction say about the queue."""
+        if self._emptying is not None or now < self._corrected + base_s:
+            return
+        queue = self._delay.queue(now, self._corrected + base_s)
+        if queue is None:
+            return
+        wanted = self._wanted >= self._corrected
+        rose = self._rate.value / self._best if self._best else 1.0
+        self._mean, self._total = self._total / (now - self._corrected), 0
+        self._corrected, self._best = now, self._rate.value
+        if not wanted:
+            return
+        if queue > TARGET_S:
+            self._lower(queue, now, base_s)
+        else:
+            self._raise(queue, rose, base_s)
+        if self._vain >= _VAIN or now - max(self._delay.near_at, self._sure) > _EMPTY_EVERY_S:
+            self._emptying, self._emptied = now, None if self._under_way else now
+            self._new = False
+
+    def _lower(self, queue: float, now: float, base_s: float) -> None:
+        self._vain, self._calm_rounds = self._vain + 1, 0
+        least_s = -0.8 * TARGET_S - base_s / 4
+        self._extra_s = max(least_s, self._extra_s - (queue - _AIM_S))
+        if queue > 2 * TARGET_S:  # the link is another one than the older samples are of
+            self._rate.forget(now - max(_ROUND_S, 2 * base_s))
+
+    def _raise(self, queue: float, rose: float, base_s: float) -> None:
+        self._vain = 0
+        self._calm_rounds = self._calm_rounds + 1 if queue < _CALM_S else 0
+        # One round may be a pause of TCP's own: its BBR looks for its base as we do for ours.
+        if self._calm_rounds > 1 and rose < _ROSE:
+            most_s = TARGET_S + _MOST_BASES * base_s
+            self._extra_s = min(most_s, max(self._extra_s + _STEP_S, 2 * self._extra_s))
+
+    def _look(self) -> None:
+        """End the emptying once the way was measured empty, or that takes too long."""
+        now, began, emptied = self.now(), self._emptying, self._emptied
+        seen = emptied is not None and self._delay.queue(now, emptied) is not None
+        late = began is not None and now - began > _EMPTY_S + 2 * self._base_s()
+        if not (seen or late):
+            return
+        if seen and emptied is not None and self._vain >= _VAIN:  # it is not ours: another way
+            self._delay.forget(emptied)
+            self._trip.forget(emptied)
+            self._new, self._guess, self._guessed = True, max(FIRST, self._mean), now
+            self._extra_s = 0.0
+        self._emptying, self._vain = None, 0
+        self._sure, self._total, self._calm_rounds = now, 0, 0
+        self._corrected = now + self._base_s() + TARGET_S  # once it is full again
+
+
+class Lane:
+    """One kind of bulk in a pipe: a ``Budget``. Thread-safe."""
+
+    def __init__(self, pipe: Pipe, name: str, before: tuple["Lane", ...]):
+        self.name, self._pipe, self._before = name, pipe, before
+        self._held_at = pipe.now() - _HELD_S
+        self._tokens, self._filled_at = 0.0, pipe.now()
+
+    def held(self, now: float, within_s: float = _HELD_S) -> bool:
+        """Return whether something of this lane had to wait for room of late."""
+        return now - self._held_at < within_s
+
+    def chunk(self) -> int:
+        """Return the largest piece that keeps the link responsive, bytes."""
+        return self._pipe.chunk()
+
+    def limit(self) -> int:
+        """Return bytes that may be under way now in this direction, all lanes together."""
+        return self._pipe.limit()
+
+    def left(self) -> float:
+        """Return about how much those before this lane leave it, bytes/s; 0: nothing is known."""
+        with self._pipe.changed:
+            now, rate = self._pipe.now(), self._pipe.rate
+            return _FLOOR * rate if any(lane.held(now) for lane in self._before) else rate / 2
+
+    def pressed(self) -> float:
+        """Return the rate of the link where this lane waits for it, bytes/s; 0: it does not.
+
+        For ten seconds after it last waited: what is compressed because of that waits no longer.
+        """
+        with self._pipe.changed:
+            return self._pipe.rate if self.held(self._pipe.now(), _PRESSED_S) else 0.0
+
+    def take(self, size: int, timeout_s: float) -> Ticket | None:
+        """Wait until ``size`` more bytes may be under way and count them; None: not in time.
+
+        A piece larger than the limit passes while nothing else is under way.
+        """
+        deadline = self._pipe.now() + timeout_s
+        with self._pipe.changed:
+            while not self._may(size):
+                self._want()
+                remaining = deadline - self._pipe.now()
+                if remaining <= 0:
+                    return None
+                self._pipe.changed.wait(min(remaining, self._pipe.wait_s()))
+            return Ticket(size, self._pipe.sent(size))
+
+    def want(self) -> None:
+        """Note that this lane would send more if it might."""
+        with self._pipe.changed:
+            self._want()
+
+    def done(self, ticket: Ticket) -> None:
+        """Note that a piece has arrived, as the other side said or as it is here."""
+        with self._pipe.changed:
+            self._pipe.arrived(ticket)
+
+    def lost(self, ticket: Ticket) -> None:
+        """Note that nobody will ever say so: its connection is gone."""
+        with self._pipe.changed:
+            self._pipe.gone(ticket)
+
+    def _want(self) -> None:
+        self._held_at = self._pipe.now()
+        self._pipe.want()
+
+    def _may(self, size: int) -> bool:
+        now = self._pipe.now()
+        self._tokens += _FLOOR * self._pipe.rate * (now - self._filled_at)
+        self._filled_at = now
+        self._tokens = min(self._tokens, max(float(LEAST), 2 * _PIECE_S * self._pipe.rate))
+        if not any(lane.held(now, _BEFORE_S) for lane in self._before):
+            return self._pipe.room(size)
+        if self._tokens < size or not self._pipe.open():
+            return False
+        self._tokens -= size
+        return True
