@@ -241,8 +241,8 @@ def test_what_expires_on_a_connection_is_heard_no_more(
     tmp_path: Path,
 ) -> None:
     hub = Authority.open(tmp_path).issue("hub", Role.SERVICE)
-    old = expiring(tmp_path, 4.0)
-    until = time.monotonic() + 5.0
+    old = expiring(tmp_path, 8.0)
+    until = time.monotonic() + 9.0
     path = "/user_system.v1.Hub/Status"
     with (
         serve([Everything()], credentials=hub, allow=AllowList(tmp_path)) as server,
