@@ -29,10 +29,13 @@ from user_system.core.errors import LinkError
 GENEROUS_S = 60.0
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
 
-pytestmark = pytest.mark.skipif(
-    SSHD is None or shutil.which("ssh") is None or shutil.which("setpriv") is None,
-    reason="needs ssh, sshd and setpriv (Debian: openssh-client openssh-server)",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        SSHD is None or shutil.which("ssh") is None or shutil.which("setpriv") is None,
+        reason="needs ssh, sshd and setpriv (Debian: openssh-client openssh-server)",
+    ),
+    pytest.mark.system,
+]
 
 
 class Answers:
