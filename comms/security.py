@@ -67,10 +67,10 @@ RULES: Mapping[str, frozenset[Role]] = {
     "/user_system.v1.Shards/Offer": frozenset({Role.ROBOT}),
     # The service serves each robot to its own host only.
     "/user_system.v1.Inference/Attach": frozenset({Role.ROBOT}),
-    "/user_system.v1.WeightStore/Offer": frozenset({Role.LEARNER}),
-    "/user_system.v1.WeightStore/Put": frozenset({Role.LEARNER}),
-    "/user_system.v1.WeightStore/Get": EVERYBODY - {Role.VIEWER},
-    "/user_system.v1.WeightStore/Fetch": EVERYBODY - {Role.VIEWER},
+    "/user_system.v1.WeightStore/Publish": frozenset({Role.LEARNER}),
+    "/user_system.v1.WeightStore/Pull": frozenset({Role.ROBOT, Role.ENGINEER, Role.SERVICE}),
+    "/user_system.v1.WeightStore/List": frozenset({Role.ENGINEER}),
+    "/user_system.v1.WeightStore/Rollback": frozenset({Role.ENGINEER}),
 }
 """gRPC method -> roles that may call it. Everything else is refused."""
 

@@ -1,39 +1,69 @@
 """Weights on their way: only tensors that the other side lacks, resumable, verified before use.
 
-Learner -> store: ``WeightPublisher`` offers a manifest, sends the missing tensors, gets a version.
-Store -> robot host: ``WeightFetcher`` gets a manifest and fetches the tensors it does not have yet
-by the hash of their content; a broken transfer goes on at the byte where it broke.
-``WeightService`` serves both over a ``core.ports.Shelf``.
+Learner -> store: ``WeightPublisher`` says what a version consists of, sends what it takes to be
+lacking in the same stream, and gets a version. Store -> robot host: ``weight_puller``.
+``WeightService`` serves both over a ``core.ports.Shelf``; ``proto/weights.proto`` has the order.
 """
 
+import logging
 import threading
-from collections.abc import Iterator, Mapping
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import grpc
-import numpy as np
 
+from comms.credentials import Peer
 from comms.pb import weights_pb2 as pb
 from comms.pb import weights_pb2_grpc
+from comms.security import identify
+from comms.silence import BEAT_S
 from comms.status import received
 from comms.tunnel import Tunnel
+from comms.weight_bodies import Bodies, Body
 from comms.wire_specs import MAX_TENSORS, manifest_from_proto, manifest_to_proto
 from user_system.codec import arrays
-from user_system.codec.weights import STATISTICS, Entry, entries, entries_hash, tensor_hash
-from user_system.core.errors import DamageError, LinkError, MissingError, SpecError
+from user_system.codec.weights import Entry, entries, entries_hash
+from user_system.core.errors import LinkError, SpecError, StoreError, UserSystemError
 from user_system.core.ports import Manifest, Shelf, TensorEntry
-from user_system.core.types import Array, Weights
+from user_system.core.types import Array
+
+log = logging.getLogger(__name__)
 
 PART = 256 << 10
-"""Bytes of a tensor in one message."""
+"""Bytes in one message of a publish."""
+
+MAX_PIECE = 1 << 20
+"""Bytes in one message of a pull, at most."""
+
+_Ahead = tuple[tuple[tuple[str, str], ...], "Future[str]"]
+"""Names of tensors, and the file into which they are being written."""
+
+INCOMING = "incoming"
+"""Directory of the store into which whoever shares its disk lays what it publishes."""
+
+MAX_ASKS = 1024
+"""Pieces that may be asked for and not sent."""
 
 
 class WeightService(weights_pb2_grpc.WeightStoreServicer):
-    """Serves ``WeightStore`` over a ``Shelf``."""
+    """Serves ``WeightStore`` over a ``Shelf``.
 
-    def __init__(self, shelf: Shelf):
-        self._shelf = shelf
+    Args:
+        shelf: of versions.
+        rollback: makes an older version current again for an engineer, and audits it.
+    """
+
+    def __init__(self, shelf: Shelf, rollback: Callable[[Peer, str, int], int] | None = None):
+        self._shelf, self._rollback = shelf, rollback
+        self._bodies = Bodies(shelf)
         self._lock = threading.Lock()
-        self._figures = dict.fromkeys(("weights_put", "bytes_in", "bytes_out"), 0.0)
+        self._streams: set[_Sender] = set()
+        self._closed = False
+        self._figures = dict.fromkeys(("weights_put", "bytes_in", "bytes_out", "pulls"), 0.0)
 
     def register(self, server: grpc.Server) -> None:
         """Add the methods to ``server``."""
@@ -42,80 +72,249 @@ class WeightService(weights_pb2_grpc.WeightStoreServicer):
         )
 
     def start(self) -> None:
-        """Do nothing: the service has no thread of its own."""
+        """Do nothing: threads come with streams."""
 
     def close(self) -> None:
-        """Do nothing: transfers end with the server, and go on after its next start."""
+        """End all streams; transfers go on after the next start."""
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.end(LinkError("the weight store is shutting down"))
 
     def stats(self) -> dict[str, float]:
-        """Return versions put, and bytes received and sent."""
+        """Return versions put, bytes received and sent, and streams of robot hosts."""
         with self._lock:
-            return dict(self._figures)
+            return {**self._figures, "weight_streams": float(len(self._streams))}
 
-    def Offer(  # noqa: N802 (gRPC's name)
-        self, request: pb.Manifest, context: grpc.ServicerContext
-    ) -> pb.OfferReply:
-        """Begin an upload."""
-        upload, missing = self._shelf.offer(manifest_from_proto(request))
-        return pb.OfferReply(upload=upload, missing=missing)
-
-    def Put(  # noqa: N802 (gRPC's name)
-        self, request_iterator: Iterator[pb.TensorPart], context: grpc.ServicerContext
-    ) -> pb.PutReply:
-        """Take the missing tensors and make them a version."""
-        upload = ""
-        for part in request_iterator:
-            if upload and part.upload != upload:
-                raise SpecError("one stream carries one upload", got=part.upload, allowed=upload)
-            upload = part.upload
-            if part.hash:  # a part without only names the upload: nothing was missing
-                self._shelf.put(upload, part.hash, part.offset, part.total, part.data)
-                self._count("bytes_in", len(part.data))
+    def Publish(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.PublishPart], context: grpc.ServicerContext
+    ) -> pb.PublishReply:
+        """Take a version, or say which tensors are missing."""
+        first = next(request_iterator, None)
+        if first is None or not first.HasField("opening"):
+            raise SpecError("a publish begins with what the version consists of")
+        opening = first.opening
+        manifest = manifest_from_proto(opening.manifest)
+        upload, lacking = self._shelf.offer(manifest)
+        if opening.file:
+            self._shelf.adopt(upload, opening.file)
+        else:
+            self._take(upload, set(lacking), opening, request_iterator)
+        if missing := self._shelf.missing(upload):
+            return pb.PublishReply(missing=missing)
         version = self._shelf.commit(upload)
         self._count("weights_put", 1)
-        return pb.PutReply(version=version)
+        return pb.PublishReply(version=version)
 
-    def Get(  # noqa: N802 (gRPC's name)
-        self, request: pb.GetRequest, context: grpc.ServicerContext
-    ) -> pb.Manifest:
-        """Return what a version consists of."""
-        manifest = self._shelf.get(request.policy, request.version)
-        if manifest is None:
-            wanted = request.version or "any version"
-            raise MissingError(f"no weights of policy {request.policy!r}", got=wanted)
-        return manifest_to_proto(manifest)
+    def _take(
+        self,
+        upload: str,
+        lacking: set[str],
+        opening: pb.Opening,
+        parts: Iterator[pb.PublishPart],
+    ) -> None:
+        """Take the tensors that follow an opening, one behind the other; known ones are skipped."""
+        sizes = {
+            row.hash: arrays.checked_size(row.dtype, tuple(row.shape), 1 << 62)
+            for row in opening.manifest.tensors
+        }
+        if len(opening.sending) > MAX_TENSORS or not sizes.keys() >= {*opening.sending}:
+            raise SpecError("tensors that were not offered", got=len(opening.sending))
+        for tensor in lacking.intersection(opening.sending):
+            if not sizes[tensor]:
+                self._shelf.put(upload, tensor, 0, 0, b"")
+        coming = deque((tensor, sizes[tensor]) for tensor in opening.sending if sizes[tensor])
+        offset = 0
+        for part in parts:
+            data = memoryview(part.data)
+            self._count("bytes_in", len(data))
+            while len(data):
+                if not coming:
+                    raise SpecError("more bytes than the tensors have", got=len(data))
+                tensor, total = coming[0]
+                piece = data[: total - offset]
+                if tensor in lacking:
+                    self._shelf.put(upload, tensor, offset, total, piece)
+                offset += len(piece)
+                data = data[len(piece) :]
+                if offset == total:
+                    coming.popleft()
+                    offset = 0
 
-    def Fetch(  # noqa: N802 (gRPC's name)
-        self, request: pb.FetchRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.TensorPart]:
-        """Send tensors in the order asked, in parts."""
-        if len(request.hashes) > MAX_TENSORS:
-            raise SpecError("too many tensors", got=len(request.hashes), allowed=MAX_TENSORS)
-        offset = request.offset
-        for tensor in request.hashes:
-            while True:
-                data, total = self._shelf.read(tensor, offset, PART)
-                # Before it goes: after the last part nobody comes back here.
-                self._count("bytes_out", len(data))
-                yield pb.TensorPart(hash=tensor, offset=offset, total=total, data=data)
-                offset += len(data)
-                if offset >= total:
-                    break
-                if not data:
-                    raise DamageError(f"tensor {tensor} ends early", got=offset, allowed=total)
-            offset = 0
+    def Pull(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.PullRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.PullEvent]:
+        """Send a robot host what it wants, for as long as its stream lives."""
+        peer = identify(context)
+        sender = _Sender(self._shelf, self._bodies, lambda size: self._count("bytes_out", size))
+        with self._lock:
+            self._streams.add(sender)
+            if self._closed:
+                sender.end(LinkError("the weight store is shutting down"))
+        leave = self._shelf.watch(sender.news)
+        try:
+            if not context.add_callback(lambda: sender.end(None)):
+                return  # over before it began
+            self._count("pulls", 1)
+            threading.Thread(
+                target=sender.read, args=(request_iterator,), name=f"pull {peer.name}", daemon=True
+            ).start()
+            yield from sender.run()
+        finally:
+            leave()
+            with self._lock:
+                self._streams.discard(sender)
+
+    def List(  # noqa: N802 (gRPC's name)
+        self, request: pb.ListRequest, context: grpc.ServicerContext
+    ) -> pb.VersionList:
+        """Return what versions are kept."""
+        return pb.VersionList(
+            versions=[
+                pb.VersionEntry(
+                    policy=found.manifest.policy,
+                    version=found.manifest.version,
+                    hash=found.manifest.hash,
+                    bytes=sum(
+                        arrays.checked_size(row.dtype, tuple(row.shape), 1 << 62)
+                        for row in found.manifest.tensors
+                    ),
+                    age_s=found.age_s,
+                    notes=found.manifest.notes,
+                )
+                for found in self._shelf.versions(request.policy)
+            ]
+        )
+
+    def Rollback(  # noqa: N802 (gRPC's name)
+        self, request: pb.RollbackRequest, context: grpc.ServicerContext
+    ) -> pb.RollbackReply:
+        """Make the content of an older version a new one."""
+        if self._rollback is None:
+            raise SpecError("this store goes back for nobody")
+        version = self._rollback(identify(context), request.policy, request.version)
+        return pb.RollbackReply(version=version)
 
     def _count(self, figure: str, amount: int) -> None:
         with self._lock:
             self._figures[figure] += amount
 
 
-class WeightPublisher:
-    """The learner's side: turns tensors into a version."""
+class _Sender:
+    """The store's end of one stream: one want at a time, pieces as they are asked for."""
 
-    def __init__(self, tunnel: Tunnel, timeout_s: float = 30.0):
-        self._tunnel = tunnel
-        self._timeout_s = timeout_s
+    def __init__(self, shelf: Shelf, bodies: Bodies, sent: Callable[[int], None]):
+        self._shelf, self._bodies, self._sent = shelf, bodies, sent
+        self._inbox: SimpleQueue[pb.PullRequest | UserSystemError | bool | None] = SimpleQueue()
+        """Requests; True: there is a new version; an error, or None, ends the stream."""
+        self._want: pb.Want | None = None
+        """Not answered yet."""
+        self._body: Body | None = None
+        self._offset = 0
+        self._asks: deque[int] = deque()
+
+    def news(self) -> None:
+        """Hear of a new version; thread-safe."""
+        self._inbox.put(True)
+
+    def end(self, error: UserSystemError | None) -> None:
+        """Have the stream end; thread-safe."""
+        self._inbox.put(error)
+
+    def read(self, requests: Iterator[pb.PullRequest]) -> None:
+        """Take in what the host says; to be run in a thread of its own."""
+        try:
+            for request in requests:
+                self._inbox.put(request)
+        except grpc.RpcError:
+            log.debug("a stream of weights broke")
+        finally:
+            self._inbox.put(None)
+
+    def run(self) -> Iterator[pb.PullEvent]:
+        """Yield what is to be sent.
+
+        Raises:
+            SpecError: the host asks for more than it may.
+        """
+        while True:
+            while self._body is not None and self._asks:
+                yield self._piece(self._body)
+            try:
+                said = self._inbox.get(timeout=BEAT_S)
+            except Empty:
+                yield pb.PullEvent(beat=pb.PullEvent.Beat())
+                continue
+            if said is None:
+                return
+            if isinstance(said, UserSystemError):
+                raise said
+            if isinstance(said, pb.PullRequest):
+                self._hear(said)
+            if (event := self._answer()) is not None:
+                yield event
+
+    def _hear(self, request: pb.PullRequest) -> None:
+        if request.HasField("want"):
+            self._want, self._body = request.want, None
+            self._asks = deque(request.want.asks)
+        else:
+            self._asks.append(request.ask.size)
+        if len(self._asks) > MAX_ASKS or max(self._asks, default=0) > MAX_PIECE:
+            raise SpecError("too much is asked for", got=len(self._asks), allowed=MAX_ASKS)
+
+    def _answer(self) -> pb.PullEvent | None:
+        """Return the beginning of what is wanted, if it is there."""
+        want = self._want
+        if want is None:
+            return None
+        manifest = self._shelf.get(want.policy, want.version)
+        if manifest is None and want.version:
+            self._want = None
+            return pb.PullEvent(missing=pb.PullEvent.Missing(serial=want.serial))
+        if manifest is None or (not want.version and manifest.version <= want.newer_than):
+            return None
+        body = self._bodies.body(manifest, want)
+        known = want.body == body.name and want.offset <= body.total
+        self._want, self._body = None, body
+        self._offset = want.offset if known else 0
+        if self._offset >= body.total:
+            self._body = None
+        begin = pb.Begin(
+            offset=self._offset,
+            age_s=self._shelf.age_s(manifest.policy, manifest.version),
+            serial=want.serial,
+        )
+        begin.MergeFrom(body.begin)
+        return pb.PullEvent(begin=begin)
+
+    def _piece(self, body: Body) -> pb.PullEvent:
+        data = body.read(self._offset, self._asks.popleft())
+        piece = pb.BodyPart(offset=self._offset, data=data)
+        self._offset += len(data)
+        self._sent(len(data))
+        if self._offset >= body.total:
+            self._body = None
+        return pb.PullEvent(piece=piece)
+
+
+class WeightPublisher:
+    """The learner's side: turns tensors into a version. One caller at a time.
+
+    Args:
+        tunnel: the way to the store.
+        timeout_s: for one stream, where nothing moves any more.
+        near: the store's directory, where this process shares its disk.
+    """
+
+    def __init__(self, tunnel: Tunnel, timeout_s: float = 30.0, *, near: Path | None = None):
+        self._tunnel, self._timeout_s, self._near = tunnel, timeout_s, near
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._changed: dict[str, tuple[tuple[str, str], ...]] = {}
+        """Policy -> (module, name) of the tensors that were lacking the last time."""
+        self._there: dict[str, set[str]] = {}
+        """Policy -> tensors of the version that was published last."""
         self._figures = dict.fromkeys(("published", "tensors_sent", "bytes_sent"), 0.0)
 
     def publish(
@@ -144,8 +343,11 @@ class WeightPublisher:
             LinkError: the store cannot be reached.
             StoreError: its disk failed.
         """
-        tensors = _by_hash(modules, statistics or {})
+        named = {**modules, "statistics": statistics or {}}
+        near = self._near is not None and (self._near / INCOMING).is_dir()
+        ahead = self._write_ahead(policy, named) if near else None
         rows = entries(modules, statistics)
+        tensors = {row.hash: named[row.module][row.name] for row in rows}
         manifest = Manifest(
             policy=policy,
             version=0,
@@ -154,188 +356,151 @@ class WeightPublisher:
             bases=bases or {},
             notes=notes or {},
         )
+        lacking: Sequence[str] = [h for h in tensors if h not in self._there.get(policy, ())]
+        while True:
+            file = self._laid_down(policy, ahead, rows, lacking, tensors) if near else ""
+            ahead = None
+            try:
+                reply = self._send(manifest, [(h, tensors[h]) for h in lacking], file)
+            except SpecError as error:
+                if not near:
+                    raise
+                # Refused for what it is, it is refused again; or the disk is another one after all.
+                log.warning("weights of %s are sent, not laid down: %s", policy, error)
+                near = False
+                continue
+            if reply.version:
+                break
+            lacking = [h for h in reply.missing if h in tensors]
+            if not lacking:
+                raise SpecError("the store lacks tensors that were not offered", got=policy)
+        self._there[policy] = set(tensors)
+        self._figures["published"] += 1
+        return int(reply.version)
+
+    def _write_ahead(
+        self, policy: str, named: Mapping[str, Mapping[str, Array]]
+    ) -> "_Ahead | None":
+        """Begin to lay down the tensors that had changed the last time, which probably do again."""
+        wanted = self._changed.get(policy, ())
+        if self._near is None or not all(n in named.get(m, ()) for m, n in wanted):
+            return None
+        blocks = [arrays.little_endian(named[m][n], n) for m, n in wanted]
+        future = self._writer.submit(_write, self._near / INCOMING, blocks)
+        return tuple(wanted), future
+
+    def _laid_down(
+        self,
+        policy: str,
+        ahead: "_Ahead | None",
+        rows: Sequence[Entry],
+        lacking: Sequence[str],
+        tensors: Mapping[str, Array],
+    ) -> str:
+        """Return the name of a file with what is lacking, in the order of the manifest."""
+        if self._near is None or not lacking:
+            return ""
+        wanted, left = [], set(lacking)
+        for row in rows:
+            if row.hash in left:
+                left.remove(row.hash)
+                wanted.append(row)
+        names = tuple((row.module, row.name) for row in wanted)
+        self._changed[policy] = names
+        file = ahead[1].result() if ahead is not None else ""
+        if ahead is not None and ahead[0] == names:
+            return file
+        if file:
+            (self._near / INCOMING / file).unlink(missing_ok=True)
+        blocks = [arrays.little_endian(tensors[row.hash], row.name) for row in wanted]
+        return _write(self._near / INCOMING, blocks)
+
+    def _send(
+        self, manifest: Manifest, lacking: list[tuple[str, Array]], file: str
+    ) -> pb.PublishReply:
+        opening = pb.Opening(manifest=manifest_to_proto(manifest), file=file)
+        blocks = [arrays.little_endian(array, hash) for hash, array in lacking]
+        opening.sending.extend(hash for hash, _ in lacking)
+        self._figures["tensors_sent"] += len(lacking)
+        if file:
+            blocks = []
         stub = _stub(self._tunnel)
         try:
-            offer: pb.OfferReply = stub.Offer(manifest_to_proto(manifest), timeout=self._timeout_s)
-            missing = [(hash, tensors[hash]) for hash in offer.missing if hash in tensors]
-            reply: pb.PutReply = stub.Put(_parts(offer.upload, missing), timeout=self._timeout_s)
+            reply: pb.PublishReply = stub.Publish(_parts(opening, blocks), timeout=self._timeout_s)
         except grpc.RpcError as error:
-            raise received(error, f"publish weights of {policy}") from error
-        self._figures["published"] += 1
-        self._figures["tensors_sent"] += len(missing)
-        self._figures["bytes_sent"] += sum(array.nbytes for _, array in missing)
-        return int(reply.version)
+            raise received(error, f"publish weights of {manifest.policy}") from error
+        self._figures["bytes_sent"] += sum(block.nbytes for block in blocks)
+        return reply
 
     def stats(self) -> dict[str, float]:
         """Return versions published, tensors and bytes sent."""
         return dict(self._figures)
 
 
-class WeightFetcher:
-    """The robot host's side: gets versions, and remembers tensors. One caller at a time.
+def list_versions(tunnel: Tunnel, policy: str = "") -> list[pb.VersionEntry]:
+    """Return the versions that the store keeps, oldest first; for engineers.
 
-    Keeps the tensors of the last version of each policy, so that only changed ones travel.
+    Raises:
+        LinkError: the store cannot be reached.
     """
-
-    def __init__(self, tunnel: Tunnel, timeout_s: float = 30.0):
-        self._tunnel = tunnel
-        self._timeout_s = timeout_s
-        self._have: dict[str, dict[str, Array]] = {}
-        """Policy -> hash -> tensor of the last version that was complete."""
-        self._begun: dict[str, dict[str, Array]] = {}
-        """The same of a version whose transfer broke."""
-        self._partial: dict[str, bytearray] = {}
-        self._figures = dict.fromkeys(
-            ("fetched", "tensors_fetched", "bytes_fetched", "resumed", "refused"), 0.0
-        )
-
-    def manifest(self, policy: str, version: int = 0) -> Manifest | None:
-        """Return what a version consists of, the newest for 0; None: there is none (yet).
-
-        Raises:
-            LinkError: the store cannot be reached.
-        """
-        request = pb.GetRequest(policy=policy, version=version)
-        try:
-            reply: pb.Manifest = _stub(self._tunnel).Get(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            problem = received(error, f"ask for weights of {policy}")
-            if isinstance(problem, MissingError):
-                return None
-            raise problem from error
-        return _checked(manifest_from_proto(reply), request)
-
-    def fetch(self, policy: str, version: int = 0) -> Weights:
-        """Return a version, verified: hashes, sizes, dtypes, finite numbers.
-
-        After a ``LinkError`` it may be called again and goes on where it was.
-
-        Raises:
-            LinkError: the store cannot be reached, or the transfer broke.
-            MissingError: there is no such version.
-            DamageError: what came is not what the manifest says.
-            SpecError: numbers that are not finite.
-        """
-        manifest = self.manifest(policy, version)
-        if manifest is None:
-            raise MissingError(f"no weights of policy {policy!r}", got=version or "any version")
-        rows = {row.hash: row for row in manifest.tensors}
-        known = {**self._have.get(policy, {}), **self._begun.get(policy, {})}
-        have = {hash: known[hash] for hash in rows.keys() & known.keys()}
-        self._begun[policy] = have
-        lacking = [row for hash, row in rows.items() if hash not in have]
-        try:
-            for row, data in self._receive(lacking):
-                have[row.hash] = _verified(row, data)
-        except (DamageError, SpecError):
-            self._figures["refused"] += 1
-            raise
-        self._have[policy] = self._begun.pop(policy)
-        self._figures["fetched"] += 1
-        return _assemble(manifest, have)
-
-    def stats(self) -> dict[str, float]:
-        """Return versions, tensors and bytes fetched, transfers resumed, versions refused."""
-        return dict(self._figures)
-
-    def _receive(self, wanted: list[TensorEntry]) -> Iterator[tuple[TensorEntry, bytes]]:
-        """Yield the bytes of each wanted tensor; what came of one that broke is kept."""
-        hashes = {row.hash for row in wanted}
-        self._partial = {h: b for h, b in self._partial.items() if h in hashes}
-        # One that has begun to come goes first: the offset is into the first of them.
-        wanted = sorted(wanted, key=lambda row: row.hash not in self._partial)
-        if not wanted:
-            return
-        offset = len(self._partial.get(wanted[0].hash, b""))
-        self._figures["resumed"] += bool(offset)
-        request = pb.FetchRequest(hashes=[row.hash for row in wanted], offset=offset)
-        parts = _stub(self._tunnel).Fetch(request, timeout=self._timeout_s)
-        try:
-            for row in wanted:
-                yield row, self._collect(row, parts)
-        except grpc.RpcError as error:
-            raise received(error, "fetch weights") from error
-        finally:
-            parts.cancel()
-
-    def _collect(self, row: TensorEntry, parts: Iterator[pb.TensorPart]) -> bytes:
-        size = arrays.checked_size(row.dtype, tuple(row.shape), arrays.MAX_BYTES)
-        buffer = self._partial.setdefault(row.hash, bytearray())
-        while True:
-            part = next(parts, None)
-            if part is None:
-                raise LinkError("weights end early", got=len(buffer), allowed=size)
-            end = len(buffer) + len(part.data)
-            if (part.hash, part.offset, part.total) != (row.hash, len(buffer), size) or end > size:
-                del self._partial[row.hash]
-                raise DamageError("weights come in the wrong order or size", got=part.hash)
-            buffer += part.data
-            self._figures["bytes_fetched"] += len(part.data)
-            if end == size:
-                break
-        self._figures["tensors_fetched"] += 1
-        return bytes(self._partial.pop(row.hash))
+    try:
+        reply: pb.VersionList = _stub(tunnel).List(pb.ListRequest(policy=policy), timeout=10.0)
+    except grpc.RpcError as error:
+        raise received(error, "list weights") from error
+    return list(reply.versions)
 
 
-def _checked(manifest: Manifest, request: pb.GetRequest) -> Manifest:
-    """Refuse an answer to another question, or one whose hash is not that of its entries."""
-    asked = (request.policy, request.version or manifest.version)
-    if (manifest.policy, manifest.version) != asked or manifest.version < 1:
-        got = (manifest.policy, manifest.version)
-        raise DamageError("weights are not those asked for", got=got, allowed=asked)
-    if entries_hash(Entry(*row) for row in manifest.tensors) != manifest.hash:
-        raise DamageError("manifest is not what its hash says", got=manifest.hash)
-    return manifest
+def roll_back(tunnel: Tunnel, policy: str, version: int) -> int:
+    """Make the content of an older version current again; return the version that it became.
+
+    Raises:
+        ConfigError: no such version is kept.
+        LinkError: the store cannot be reached.
+    """
+    request = pb.RollbackRequest(policy=policy, version=version)
+    try:
+        reply: pb.RollbackReply = _stub(tunnel).Rollback(request, timeout=10.0)
+    except grpc.RpcError as error:
+        raise received(error, f"go back to version {version} of {policy}") from error
+    return int(reply.version)
 
 
-def _verified(row: TensorEntry, data: bytes) -> Array:
-    """Return a tensor that is what its entry says, and finite."""
-    array: Array = np.frombuffer(data, np.dtype(row.dtype).newbyteorder("<")).reshape(row.shape)
-    if tensor_hash(array) != row.hash:
-        raise DamageError(f"tensor {row.module}/{row.name} is not what its hash says")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise SpecError(f"tensor {row.module}/{row.name} is not finite")
-    return array
+def _parts(opening: pb.Opening, blocks: Sequence[Array]) -> Iterator[pb.PublishPart]:
+    """Yield an opening and the bytes of tensors one behind the other, in parts of one size."""
+    yield pb.PublishPart(opening=opening)
+    waiting, size = [], 0
+    for block in blocks:
+        data = arrays.raw(block)
+        while len(data):
+            piece = data[: PART - size]
+            waiting.append(piece)
+            size += len(piece)
+            data = data[len(piece) :]
+            if size == PART:
+                yield pb.PublishPart(data=b"".join(waiting))
+                waiting, size = [], 0
+    if size:
+        yield pb.PublishPart(data=b"".join(waiting))
 
 
-def _assemble(manifest: Manifest, tensors: Mapping[str, Array]) -> Weights:
-    modules: dict[str, dict[str, Array]] = {}
-    for row in manifest.tensors:
-        modules.setdefault(row.module, {})[row.name] = tensors[row.hash]
-    statistics = modules.pop(STATISTICS, {})
-    return Weights(
-        policy=manifest.policy,
-        version=manifest.version,
-        hash=manifest.hash,
-        modules=modules,
-        statistics=statistics,
-        bases=dict(manifest.bases),
-    )
+def _write(directory: Path, blocks: Sequence[Array]) -> str:
+    """Write tensors one behind the other, each at a multiple of ``ALIGN``; return the file's name.
 
-
-def _by_hash(
-    modules: Mapping[str, Mapping[str, Array]], statistics: Mapping[str, Array]
-) -> dict[str, Array]:
-    return {
-        tensor_hash(array): arrays.little_endian(array, name)
-        for tensors in (*modules.values(), statistics)
-        for name, array in tensors.items()
-    }
-
-
-def _parts(upload: str, missing: list[tuple[str, Array]]) -> Iterator[pb.TensorPart]:
-    """Yield the missing tensors in parts; at least one message, so that the upload is named."""
-    yield pb.TensorPart(upload=upload)
-    for hash, array in missing:
-        data = arrays.raw(array)
-        for offset in range(0, max(1, len(data)), PART):
-            yield pb.TensorPart(
-                upload=upload,
-                hash=hash,
-                offset=offset,
-                total=len(data),
-                data=bytes(data[offset : offset + PART]),
-            )
+    Raises:
+        StoreError: the disk refused.
+    """
+    name = f"{uuid.uuid4().hex}.new"
+    try:
+        with open(directory / name, "wb") as out:
+            end = 0
+            for block in blocks:
+                pad = -end % arrays.ALIGN
+                out.writelines([bytes(pad), arrays.raw(block)])
+                end += pad + block.nbytes
+    except OSError as error:
+        (directory / name).unlink(missing_ok=True)
+        raise StoreError(f"{directory / name} cannot be written", got=error) from error
+    return name
 
 
 def _stub(tunnel: Tunnel) -> weights_pb2_grpc.WeightStoreStub:

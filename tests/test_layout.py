@@ -22,7 +22,11 @@ INITS = [path for path in SOURCES if path.name == "__init__.py"]
 DOORS = {
     "lmdb": ("user_system/replay/",),
     # Without TLS only to say what TLS costs: in the benchmark, on the loopback.
-    "grpc": ("comms/", "user_system/cluster/bench/net_plain"),
+    "grpc": (
+        "comms/",
+        "user_system/cluster/bench/net_plain",
+        "user_system/cluster/bench/net_weights_plain",
+    ),
     "zmq": ("comms/",),
     "google": ("comms/",),
     "ray": ("user_system/cluster/",),

@@ -13,6 +13,7 @@ from user_system.cli_edge import edge_app
 from user_system.cli_enrol import enrol_app
 from user_system.cli_replay import replay_app, table
 from user_system.cli_store import add_to
+from user_system.cli_weights import weights_app
 from user_system.core.errors import ConfigError, MissingError, SecurityError, UserSystemError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(edge_app, name="edge")
 add_to(replay_app)
 app.add_typer(enrol_app, name="enrol", no_args_is_help=True)
 app.add_typer(replay_app, name="replay", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 Setting = Annotated[
     list[str] | None,

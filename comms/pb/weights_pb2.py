@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63omms/pb/weights.proto\x12\x0euser_system.v1\"W\n\x0bTensorEntry\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\r\x12\x0c\n\x04hash\x18\x05 \x01(\t\"\xab\x02\n\x08Manifest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12,\n\x07tensors\x18\x04 \x03(\x0b\x32\x1b.user_system.v1.TensorEntry\x12\x32\n\x05\x62\x61ses\x18\x05 \x03(\x0b\x32#.user_system.v1.Manifest.BasesEntry\x12\x32\n\x05notes\x18\x06 \x03(\x0b\x32#.user_system.v1.Manifest.NotesEntry\x1a,\n\nBasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"-\n\nOfferReply\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0f\n\x07missing\x18\x02 \x03(\t\"W\n\nTensorPart\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x1b\n\x08PutReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\"-\n\nGetRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\x8d\x02\n\x0bWeightStore\x12=\n\x05Offer\x12\x18.user_system.v1.Manifest\x1a\x1a.user_system.v1.OfferReply\x12=\n\x03Put\x12\x1a.user_system.v1.TensorPart\x1a\x18.user_system.v1.PutReply(\x01\x12;\n\x03Get\x12\x1a.user_system.v1.GetRequest\x1a\x18.user_system.v1.Manifest\x12\x43\n\x05\x46\x65tch\x12\x1c.user_system.v1.FetchRequest\x1a\x1a.user_system.v1.TensorPart0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63omms/pb/weights.proto\x12\x0euser_system.v1\"W\n\x0bTensorEntry\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\r\x12\x0c\n\x04hash\x18\x05 \x01(\t\"\xab\x02\n\x08Manifest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12,\n\x07tensors\x18\x04 \x03(\x0b\x32\x1b.user_system.v1.TensorEntry\x12\x32\n\x05\x62\x61ses\x18\x05 \x03(\x0b\x32#.user_system.v1.Manifest.BasesEntry\x12\x32\n\x05notes\x18\x06 \x03(\x0b\x32#.user_system.v1.Manifest.NotesEntry\x1a,\n\nBasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Q\n\x0bPublishPart\x12*\n\x07opening\x18\x01 \x01(\x0b\x32\x17.user_system.v1.OpeningH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\x07Opening\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.user_system.v1.Manifest\x12\x0f\n\x07sending\x18\x02 \x03(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\"0\n\x0cPublishReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07missing\x18\x02 \x03(\t\"b\n\x0bPullRequest\x12$\n\x04want\x18\x01 \x01(\x0b\x32\x14.user_system.v1.WantH\x00\x12\"\n\x03\x61sk\x18\x02 \x01(\x0b\x32\x13.user_system.v1.AskH\x00\x42\t\n\x07request\"\xb4\x01\n\x04Want\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nnewer_than\x18\x03 \x01(\x04\x12\x0c\n\x04held\x18\x04 \x01(\x04\x12\x11\n\theld_hash\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\t\x12\x0e\n\x06offset\x18\x07 \x01(\x04\x12\x0c\n\x04pack\x18\x08 \x01(\x08\x12\x0c\n\x04near\x18\t \x01(\x08\x12\x0c\n\x04\x61sks\x18\n \x03(\r\x12\x0e\n\x06serial\x18\x0b \x01(\x04\"\x13\n\x03\x41sk\x12\x0c\n\x04size\x18\x01 \x01(\r\"\xf0\x01\n\tPullEvent\x12&\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x15.user_system.v1.BeginH\x00\x12)\n\x05piece\x18\x02 \x01(\x0b\x32\x18.user_system.v1.BodyPartH\x00\x12.\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x1e.user_system.v1.PullEvent.BeatH\x00\x12\x34\n\x07missing\x18\x04 \x01(\x0b\x32!.user_system.v1.PullEvent.MissingH\x00\x1a\x06\n\x04\x42\x65\x61t\x1a\x19\n\x07Missing\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x42\x07\n\x05\x65vent\"\x99\x01\n\x05\x42\x65gin\x12*\n\x08manifest\x18\x01 \x01(\x0b\x32\x18.user_system.v1.Manifest\x12\'\n\x07travels\x18\x02 \x03(\x0b\x32\x16.user_system.v1.Travel\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\x12\x0e\n\x06serial\x18\x06 \x01(\x04\"M\n\x06Travel\x12\x0c\n\x04\x66orm\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\n\n\x02\x61t\x18\x04 \x01(\x04\x12\r\n\x05\x63heck\x18\x05 \x01(\x06\"(\n\x08\x42odyPart\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1d\n\x0bListRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"=\n\x0bVersionList\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.user_system.v1.VersionEntry\"\xc1\x01\n\x0cVersionEntry\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\x12\x36\n\x05notes\x18\x06 \x03(\x0b\x32\'.user_system.v1.VersionEntry.NotesEntry\x1a,\n\nNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"2\n\x0fRollbackRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\" \n\rRollbackReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x32\xa7\x02\n\x0bWeightStore\x12\x46\n\x07Publish\x12\x1b.user_system.v1.PublishPart\x1a\x1c.user_system.v1.PublishReply(\x01\x12\x42\n\x04Pull\x12\x1b.user_system.v1.PullRequest\x1a\x19.user_system.v1.PullEvent(\x01\x30\x01\x12@\n\x04List\x12\x1b.user_system.v1.ListRequest\x1a\x1b.user_system.v1.VersionList\x12J\n\x08Rollback\x12\x1f.user_system.v1.RollbackRequest\x1a\x1d.user_system.v1.RollbackReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST_BASESENTRY']._serialized_options = b'8\001'
   _globals['_MANIFEST_NOTESENTRY']._loaded_options = None
   _globals['_MANIFEST_NOTESENTRY']._serialized_options = b'8\001'
+  _globals['_VERSIONENTRY_NOTESENTRY']._loaded_options = None
+  _globals['_VERSIONENTRY_NOTESENTRY']._serialized_options = b'8\001'
   _globals['_TENSORENTRY']._serialized_start=42
   _globals['_TENSORENTRY']._serialized_end=129
   _globals['_MANIFEST']._serialized_start=132
@@ -43,16 +45,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST_BASESENTRY']._serialized_end=385
   _globals['_MANIFEST_NOTESENTRY']._serialized_start=387
   _globals['_MANIFEST_NOTESENTRY']._serialized_end=431
-  _globals['_OFFERREPLY']._serialized_start=433
-  _globals['_OFFERREPLY']._serialized_end=478
-  _globals['_TENSORPART']._serialized_start=480
-  _globals['_TENSORPART']._serialized_end=567
-  _globals['_PUTREPLY']._serialized_start=569
-  _globals['_PUTREPLY']._serialized_end=596
-  _globals['_GETREQUEST']._serialized_start=598
-  _globals['_GETREQUEST']._serialized_end=643
-  _globals['_FETCHREQUEST']._serialized_start=645
-  _globals['_FETCHREQUEST']._serialized_end=691
-  _globals['_WEIGHTSTORE']._serialized_start=694
-  _globals['_WEIGHTSTORE']._serialized_end=963
+  _globals['_PUBLISHPART']._serialized_start=433
+  _globals['_PUBLISHPART']._serialized_end=514
+  _globals['_OPENING']._serialized_start=516
+  _globals['_OPENING']._serialized_end=600
+  _globals['_PUBLISHREPLY']._serialized_start=602
+  _globals['_PUBLISHREPLY']._serialized_end=650
+  _globals['_PULLREQUEST']._serialized_start=652
+  _globals['_PULLREQUEST']._serialized_end=750
+  _globals['_WANT']._serialized_start=753
+  _globals['_WANT']._serialized_end=933
+  _globals['_ASK']._serialized_start=935
+  _globals['_ASK']._serialized_end=954
+  _globals['_PULLEVENT']._serialized_start=957
+  _globals['_PULLEVENT']._serialized_end=1197
+  _globals['_PULLEVENT_BEAT']._serialized_start=1155
+  _globals['_PULLEVENT_BEAT']._serialized_end=1161
+  _globals['_PULLEVENT_MISSING']._serialized_start=1163
+  _globals['_PULLEVENT_MISSING']._serialized_end=1188
+  _globals['_BEGIN']._serialized_start=1200
+  _globals['_BEGIN']._serialized_end=1353
+  _globals['_TRAVEL']._serialized_start=1355
+  _globals['_TRAVEL']._serialized_end=1432
+  _globals['_BODYPART']._serialized_start=1434
+  _globals['_BODYPART']._serialized_end=1474
+  _globals['_LISTREQUEST']._serialized_start=1476
+  _globals['_LISTREQUEST']._serialized_end=1505
+  _globals['_VERSIONLIST']._serialized_start=1507
+  _globals['_VERSIONLIST']._serialized_end=1568
+  _globals['_VERSIONENTRY']._serialized_start=1571
+  _globals['_VERSIONENTRY']._serialized_end=1764
+  _globals['_VERSIONENTRY_NOTESENTRY']._serialized_start=387
+  _globals['_VERSIONENTRY_NOTESENTRY']._serialized_end=431
+  _globals['_ROLLBACKREQUEST']._serialized_start=1766
+  _globals['_ROLLBACKREQUEST']._serialized_end=1816
+  _globals['_ROLLBACKREPLY']._serialized_start=1818
+  _globals['_ROLLBACKREPLY']._serialized_end=1850
+  _globals['_WEIGHTSTORE']._serialized_start=1853
+  _globals['_WEIGHTSTORE']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

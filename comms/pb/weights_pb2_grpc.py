@@ -34,54 +34,64 @@ class WeightStoreStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Offer = channel.unary_unary(
-                '/user_system.v1.WeightStore/Offer',
-                request_serializer=comms_dot_pb_dot_weights__pb2.Manifest.SerializeToString,
-                response_deserializer=comms_dot_pb_dot_weights__pb2.OfferReply.FromString,
+        self.Publish = channel.stream_unary(
+                '/user_system.v1.WeightStore/Publish',
+                request_serializer=comms_dot_pb_dot_weights__pb2.PublishPart.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_weights__pb2.PublishReply.FromString,
                 _registered_method=True)
-        self.Put = channel.stream_unary(
-                '/user_system.v1.WeightStore/Put',
-                request_serializer=comms_dot_pb_dot_weights__pb2.TensorPart.SerializeToString,
-                response_deserializer=comms_dot_pb_dot_weights__pb2.PutReply.FromString,
+        self.Pull = channel.stream_stream(
+                '/user_system.v1.WeightStore/Pull',
+                request_serializer=comms_dot_pb_dot_weights__pb2.PullRequest.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_weights__pb2.PullEvent.FromString,
                 _registered_method=True)
-        self.Get = channel.unary_unary(
-                '/user_system.v1.WeightStore/Get',
-                request_serializer=comms_dot_pb_dot_weights__pb2.GetRequest.SerializeToString,
-                response_deserializer=comms_dot_pb_dot_weights__pb2.Manifest.FromString,
+        self.List = channel.unary_unary(
+                '/user_system.v1.WeightStore/List',
+                request_serializer=comms_dot_pb_dot_weights__pb2.ListRequest.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_weights__pb2.VersionList.FromString,
                 _registered_method=True)
-        self.Fetch = channel.unary_stream(
-                '/user_system.v1.WeightStore/Fetch',
-                request_serializer=comms_dot_pb_dot_weights__pb2.FetchRequest.SerializeToString,
-                response_deserializer=comms_dot_pb_dot_weights__pb2.TensorPart.FromString,
+        self.Rollback = channel.unary_unary(
+                '/user_system.v1.WeightStore/Rollback',
+                request_serializer=comms_dot_pb_dot_weights__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_weights__pb2.RollbackReply.FromString,
                 _registered_method=True)
 
 
 class WeightStoreServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Offer(self, request, context):
-        """Learner: says which tensors the new weights consist of; the store answers which it lacks.
+    def Publish(self, request_iterator, context):
+        """Learner: a version in one stream. First an Opening: what it consists of, and which tensors
+        follow; then their bytes. The store assigns the version and announces it, or answers which
+        tensors it lacks: then the learner opens again and sends those.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Put(self, request_iterator, context):
-        """Learner: sends the lacking ones. The store then assigns the version and announces it.
+    def Pull(self, request_iterator, context):
+        """Robot host: one stream for as long as the host is in service.
+
+        host  -> Want             one at a time: a version, or the first one that is newer than known
+        store -> Begin            as soon as there is one
+        host  -> Ask              how many more bytes it takes now; each is answered by one BodyPart of
+        store -> BodyPart            that size, or of what is left of the body
+        store -> Beat             whenever there was nothing else for 2 s
+
+        A Want before the last BodyPart abandons the transfer at hand.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Get(self, request, context):
-        """Robot host: what is version N of a policy (0: the newest).
+    def List(self, request, context):
+        """Engineer: what versions of a policy are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Fetch(self, request, context):
-        """Robot host: the tensors it lacks, in the order asked, in parts of at most 256 KiB.
+    def Rollback(self, request, context):
+        """Engineer: a new version with the content of an older one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,25 +100,25 @@ class WeightStoreServicer:
 
 def add_WeightStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Offer': grpc.unary_unary_rpc_method_handler(
-                    servicer.Offer,
-                    request_deserializer=comms_dot_pb_dot_weights__pb2.Manifest.FromString,
-                    response_serializer=comms_dot_pb_dot_weights__pb2.OfferReply.SerializeToString,
+            'Publish': grpc.stream_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=comms_dot_pb_dot_weights__pb2.PublishPart.FromString,
+                    response_serializer=comms_dot_pb_dot_weights__pb2.PublishReply.SerializeToString,
             ),
-            'Put': grpc.stream_unary_rpc_method_handler(
-                    servicer.Put,
-                    request_deserializer=comms_dot_pb_dot_weights__pb2.TensorPart.FromString,
-                    response_serializer=comms_dot_pb_dot_weights__pb2.PutReply.SerializeToString,
+            'Pull': grpc.stream_stream_rpc_method_handler(
+                    servicer.Pull,
+                    request_deserializer=comms_dot_pb_dot_weights__pb2.PullRequest.FromString,
+                    response_serializer=comms_dot_pb_dot_weights__pb2.PullEvent.SerializeToString,
             ),
-            'Get': grpc.unary_unary_rpc_method_handler(
-                    servicer.Get,
-                    request_deserializer=comms_dot_pb_dot_weights__pb2.GetRequest.FromString,
-                    response_serializer=comms_dot_pb_dot_weights__pb2.Manifest.SerializeToString,
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=comms_dot_pb_dot_weights__pb2.ListRequest.FromString,
+                    response_serializer=comms_dot_pb_dot_weights__pb2.VersionList.SerializeToString,
             ),
-            'Fetch': grpc.unary_stream_rpc_method_handler(
-                    servicer.Fetch,
-                    request_deserializer=comms_dot_pb_dot_weights__pb2.FetchRequest.FromString,
-                    response_serializer=comms_dot_pb_dot_weights__pb2.TensorPart.SerializeToString,
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=comms_dot_pb_dot_weights__pb2.RollbackRequest.FromString,
+                    response_serializer=comms_dot_pb_dot_weights__pb2.RollbackReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -122,34 +132,7 @@ class WeightStore:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Offer(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/user_system.v1.WeightStore/Offer',
-            comms_dot_pb_dot_weights__pb2.Manifest.SerializeToString,
-            comms_dot_pb_dot_weights__pb2.OfferReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Put(request_iterator,
+    def Publish(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -162,9 +145,9 @@ class WeightStore:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/user_system.v1.WeightStore/Put',
-            comms_dot_pb_dot_weights__pb2.TensorPart.SerializeToString,
-            comms_dot_pb_dot_weights__pb2.PutReply.FromString,
+            '/user_system.v1.WeightStore/Publish',
+            comms_dot_pb_dot_weights__pb2.PublishPart.SerializeToString,
+            comms_dot_pb_dot_weights__pb2.PublishReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -176,7 +159,34 @@ class WeightStore:
             _registered_method=True)
 
     @staticmethod
-    def Get(request,
+    def Pull(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/user_system.v1.WeightStore/Pull',
+            comms_dot_pb_dot_weights__pb2.PullRequest.SerializeToString,
+            comms_dot_pb_dot_weights__pb2.PullEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
             target,
             options=(),
             channel_credentials=None,
@@ -189,9 +199,9 @@ class WeightStore:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/user_system.v1.WeightStore/Get',
-            comms_dot_pb_dot_weights__pb2.GetRequest.SerializeToString,
-            comms_dot_pb_dot_weights__pb2.Manifest.FromString,
+            '/user_system.v1.WeightStore/List',
+            comms_dot_pb_dot_weights__pb2.ListRequest.SerializeToString,
+            comms_dot_pb_dot_weights__pb2.VersionList.FromString,
             options,
             channel_credentials,
             insecure,
@@ -203,7 +213,7 @@ class WeightStore:
             _registered_method=True)
 
     @staticmethod
-    def Fetch(request,
+    def Rollback(request,
             target,
             options=(),
             channel_credentials=None,
@@ -213,12 +223,12 @@ class WeightStore:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
-            '/user_system.v1.WeightStore/Fetch',
-            comms_dot_pb_dot_weights__pb2.FetchRequest.SerializeToString,
-            comms_dot_pb_dot_weights__pb2.TensorPart.FromString,
+            '/user_system.v1.WeightStore/Rollback',
+            comms_dot_pb_dot_weights__pb2.RollbackRequest.SerializeToString,
+            comms_dot_pb_dot_weights__pb2.RollbackReply.FromString,
             options,
             channel_credentials,
             insecure,

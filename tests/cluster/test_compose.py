@@ -55,6 +55,43 @@ def test_nobody_draws_remotely_unless_asked_for(tmp_path) -> None:
     assert "replay-reader" in by_name(composer(tmp_path, "replay.serve=true").processes())
 
 
+def test_how_weights_reach_robots_is_said_once_at_their_learner(tmp_path) -> None:
+    found = by_name(composer(tmp_path).processes())
+    edge, learner = found["edge-local"].config, found["learner-rlpd"].config
+    assert [robot.max_weights_age_s for robot in edge.robots] == [None, None]
+    assert learner.weights_dtype == "float32"
+    # All of it is on one disk.
+    assert edge.shelf == learner.shelf == found["hub"].config.directory / "weights"
+    old, hold = "learners.rlpd.weights.max_age=30s", "learners.rlpd.weights.on_stale=hold"
+    shown = by_name(composer(tmp_path, old).processes())["edge-local"].config
+    assert shown.robots[0].max_weights_age_s is None, "it goes on, and is only shown"
+    held = by_name(composer(tmp_path, old, hold).processes())["edge-local"].config
+    assert held.robots[0].max_weights_age_s == 30.0
+    rounded = by_name(composer(tmp_path, "learners.rlpd.weights.dtype=bfloat16").processes())
+    assert rounded["learner-rlpd"].config.weights_dtype == "bfloat16"
+
+
+def test_a_host_behind_a_tunnel_is_not_near(tmp_path) -> None:
+    settings = (
+        "hosts.lab-1.remote=true",
+        "robots.arm-2.host=lab-1",
+        "tunnel.listen=192.0.2.1",
+        "tunnel.host=192.0.2.1",
+    )
+    composed = composer(tmp_path, *settings)
+    assert composed._edge("lab-1").config.shelf is None
+    assert composed._edge("local").config.shelf is not None
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["max_age=0s", "max_age=-1s", "on_stale=stop", "dtype=float16", "age=3s"],
+)
+def test_wrong_words_about_weights_are_named(tmp_path, setting) -> None:
+    with pytest.raises(ConfigError, match=r"learners\.rlpd\.weights"):
+        composer(tmp_path, f"learners.rlpd.weights.{setting}")
+
+
 def test_what_starts_after_what(tmp_path) -> None:
     found = by_name(composer(tmp_path).processes())
     assert found["hub"].spec.after == ()

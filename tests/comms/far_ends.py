@@ -29,7 +29,8 @@ from comms.hub_service import HubService
 from comms.pb import fresh_pb2 as fresh
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints, open_tunnel
-from comms.weights import WeightFetcher, WeightPublisher, WeightService
+from comms.weight_puller import Wanted, WeightPuller
+from comms.weights import WeightPublisher, WeightService
 from user_system.core.errors import UserSystemError
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
 
@@ -113,7 +114,7 @@ class Edge:
         self.outbox = ModelOutbox()
         self.experience = ExperienceClient(self.tunnel, self.outbox, "host-1")
         self.fresh = FreshPeer(self.tunnel, role="robot", robots=[ROBOT])
-        self.fetcher = WeightFetcher(self.tunnel, timeout_s=10.0)
+        self.puller = WeightPuller(self.tunnel)
         self.made = 0
         self.stop = threading.Event()
         self.maker = threading.Thread(target=self._make, daemon=True)
@@ -156,7 +157,8 @@ class Edge:
 
     def fetch(self) -> int:
         """Fetch the newest weights; return how many numbers they have."""
-        return int(self.fetcher.fetch("p").modules["actor"]["w"].size)
+        transfer = self.puller.pull(Wanted("p"))
+        return 0 if transfer is None else len(b"".join(transfer)) // 4
 
     def state(self, sequence: int) -> None:
         """Say how the robot is."""

@@ -14,7 +14,7 @@ from comms.credentials import AllowList, Credentials
 from comms.hub_client import HubClient
 from comms.serving import serve
 from comms.tunnel import BULK, KINDS, URGENT, DirectTunnel, Endpoints, open_tunnel
-from comms.weights import WeightFetcher
+from comms.weights import list_versions
 from user_system.core.errors import ConfigError, UserSystemError
 
 GENEROUS_S = 60.0
@@ -35,7 +35,7 @@ def test_weights_and_hub_calls_never_share_a_connection(
             HubClient(tunnel, timeout_s=GENEROUS_S).status()
         assert connections(server.port) == 1
         with pytest.raises(UserSystemError):
-            WeightFetcher(tunnel, timeout_s=GENEROUS_S).manifest("p")
+            list_versions(tunnel)
         assert connections(server.port) == 2
         tunnel.close()
         deadline = time.monotonic() + GENEROUS_S

@@ -205,6 +205,72 @@ def test_a_pinned_version_is_waited_for():
     assert session.mode is Mode.EVAL
 
 
+def test_stale_weights_hold_and_newer_ones_go_on_by_themselves():
+    desk = Desk().until(Mode.AUTO)
+    session = desk.session
+    session.stale = "version 3 is old"
+    desk.pass_ms(1)
+    assert (session.mode, session.help, session.paused) == (Mode.HOLD, "version 3 is old", False)
+    assert session.recording, "the episode waits"
+    assert not session.fault, "it is no fault"
+    desk.pass_ms(60_000)
+    assert session.mode is Mode.HOLD
+    session.stale = ""
+    desk.pass_ms(1)
+    assert (session.mode, session.help) == (Mode.AUTO, "")
+    assert desk.took(do.Replan), "no plan of the old ones is carried out"
+    assert not desk.took(do.Finish)
+
+
+@pytest.mark.parametrize("event", ["recover", "rewind", "correct"])
+def test_where_a_person_stepped_in_newer_weights_change_nothing(event):
+    desk = Desk().until(Mode.AUTO)
+    session = desk.session
+    session.stale = "old"
+    desk.pass_ms(1)
+    desk.grant("ann")
+    assert desk.ask(event).ok
+    session.stale = ""
+    session.rewound()
+    desk.pass_ms(1)
+    desk.grant()  # ann went away
+    desk.pass_ms(1)
+    assert (session.mode, session.paused) == (Mode.HOLD, True)
+    desk.grant("ann")
+    assert desk.ask("hand_back").ok
+    session.planned()
+    assert session.mode is Mode.AUTO
+
+
+def test_a_fault_while_weights_are_stale_waits_for_a_person():
+    desk = Desk().until(Mode.AUTO)
+    session = desk.session
+    session.stale = "old"
+    desk.pass_ms(1)
+    desk.fault = "torn cable"
+    desk.see()
+    session.stale = ""
+    desk.pass_ms(1)
+    assert session.mode is Mode.FAULT
+
+
+def test_no_episode_begins_with_stale_weights():
+    desk = Desk()
+    session = desk.session
+    session.stale = "old"
+    session.worker_ready()
+    desk.see()
+    desk.assign()
+    desk.pass_ms(1)
+    session.begun(ResetPlan(((0.0,),)))
+    session.reset_reached()
+    desk.pass_ms(1)
+    assert (session.mode, session.help) == (Mode.HOLD, "old")
+    session.stale = ""
+    desk.pass_ms(1)
+    assert session.mode is Mode.AUTO
+
+
 def test_nothing_moves_before_a_token_was_granted():
     clock = ManualClock()
     session = Session("arm", SessionConfig(), Leases(clock), clock, "boot")
@@ -584,6 +650,10 @@ class AnyOrder(RuleBasedStateMachine):
     def see(self, fault):
         self.desk.fault = fault or self.desk.fault
         self.act(self.desk.see)
+
+    @rule(stale=st.sampled_from(["", "old"]))
+    def age(self, stale):
+        self.session.stale = stale
 
     @rule(purpose=st.sampled_from(list(Purpose)))
     def assign(self, purpose):

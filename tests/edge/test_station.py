@@ -18,7 +18,14 @@ from user_system.edge import loop
 from user_system.edge.adder import Adder, Producer
 from user_system.edge.arbiter import Arbiter
 from user_system.edge.leases import Leases
-from user_system.edge.messages import Assignment, Grant, OperatorCommand, Request
+from user_system.edge.messages import (
+    Assignment,
+    Grant,
+    OperatorCommand,
+    Request,
+    WeightsNews,
+    WeightsReady,
+)
 from user_system.edge.patience import SessionConfig
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
@@ -288,6 +295,43 @@ def test_an_episode_ends_where_its_judge_says(hand):
     assert np.allclose(columns(fragments, "proposed"), 0.01)
     assert columns(fragments, "version").tolist() == [3] * 7
     assert columns(fragments, "chunk").tolist() == list(range(7))
+
+
+def test_weights_that_are_too_old_rest_the_robot_until_there_are_newer_ones(hand):
+    hand.until_auto()
+    robot = hand.station
+    robot.config = replace(robot.config, max_weights_age_s=10.0)
+    robot.weights.version = 3
+    hand.go(2)
+    assert hand.session.mode is Mode.AUTO
+    now = time.monotonic()
+    robot.post(WeightsNews(4, offered_s=now - 11.0, heard_s=now))
+    hand.go(3)
+    assert hand.session.mode is Mode.HOLD
+    assert "Version 3 of 'p' has not been known as the newest for 11 s" in hand.session.help
+    assert hand.session.recording
+    robot.weights.version = 4
+    robot.post(WeightsNews(4, offered_s=now - 11.0, heard_s=time.monotonic()))
+    hand.go(3)
+    assert hand.session.mode is Mode.AUTO
+    hand.worker.judge = lambda step: Judgement(0.0, terminated=True)
+    hand.go(3)
+    (report,) = hand.room.reports
+    assert report.end is End.TERMINATED
+    segments = columns(hand.room.fragments, "segment").tolist()
+    assert {Segment.AUTO, Segment.HOLD} == set(segments), "what it did meanwhile is labelled"
+
+
+def test_a_pinned_evaluation_is_never_stale(hand):
+    robot = hand.station
+    robot.config = replace(robot.config, max_weights_age_s=1.0)
+    robot.weights.found(WeightsReady(3, "3", 0.0))
+    robot.weights.version = 3
+    robot.post(WeightsNews(9, offered_s=time.monotonic() - 100.0, heard_s=time.monotonic()))
+    hand.go(2)
+    hand.assign(Purpose.EVAL, version=3)
+    hand.go(6)
+    assert hand.session.mode is Mode.EVAL
 
 
 def test_a_late_worker_costs_plans_but_neither_steps_nor_judgements(hand):

@@ -79,7 +79,7 @@ class Part:
 def test_people_see_motion_now_and_then_but_news_and_driving_at_once(
     monkeypatch, tmp_path, processes
 ):
-    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightFetcher", "WeightClient"):
+    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightPuller", "WeightClient"):
         monkeypatch.setattr(uplink, name, Part)
     now = [100.0]
     monkeypatch.setattr(uplink.time, "monotonic", lambda: now[0])
@@ -111,7 +111,7 @@ def test_people_see_motion_now_and_then_but_news_and_driving_at_once(
 def test_a_robot_that_comes_late_costs_the_others_nothing(monkeypatch, tmp_path, processes):
     """The attachment holds wants, reports and answers not heard yet: it is never replaced."""
     monkeypatch.setattr(Part, "made", [])
-    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightFetcher", "WeightClient"):
+    for name in ("HubAttachment", "FreshPeer", "ExperienceClient", "WeightPuller", "WeightClient"):
         monkeypatch.setattr(uplink, name, Part)
     head = uplink.Uplink(None, "host", "boot", None, tmp_path)
     hub = head._hub

@@ -1,49 +1,148 @@
+"""Weights at a robot host: nothing bad gets through, nothing comes twice, all moves forward."""
+
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from comms.pb import weights_pb2 as pb
+from comms.weight_bodies import Bodies
+from comms.weight_puller import Transfer, checked
 from user_system.codec import weights as codec
+from user_system.core.clock import WallClock
 from user_system.core.errors import LinkError, MissingError
-from user_system.core.types import Weights
+from user_system.core.ports import Manifest, TensorEntry, Travel
+from user_system.edge import weight_client, weight_files
 from user_system.edge.acting import ActingWeights
-from user_system.edge.messages import WeightsReady
+from user_system.edge.messages import WeightsNews, WeightsReady
 from user_system.edge.weight_client import WeightClient
 from user_system.edge.worker_client import Loaded
+from user_system.hub.weight_store import WeightStore
+
+PIECE = 1000
 
 
-def weights(version, value=1.0, broken_hash=False):
-    modules = {"policy": {"w": np.full(3, value * version, np.float32)}}
-    statistics = {"mean": np.zeros(2, np.float32)}
-    identity = "0" if broken_hash else codec.weights_hash(modules, statistics)
-    return Weights("p", version, identity, modules, statistics)
+class Head:
+    """A weight store without wire: what it sends can be broken or changed on the way."""
+
+    def __init__(self, directory):
+        self.store = WeightStore(directory, WallClock())
+        self.store.open()
+        self.bodies = Bodies(self.store)
+        self.changed = threading.Condition()
+        self.store.watch(self.tell)
+        self.cut_after = []
+        """Pieces after which transfers break, the next one first."""
+        self.spoil = lambda manifest, travels, body: (manifest, travels, body)
+        self.wants, self.sent = [], 0
+
+    def tell(self):
+        with self.changed:
+            self.changed.notify_all()
+
+    def publish(self, modules, statistics=None, bases=None):
+        rows = codec.entries(modules, statistics)
+        entries = tuple(TensorEntry(*row) for row in rows)
+        manifest = Manifest("p", 0, codec.entries_hash(rows), entries, bases=bases or {})
+        upload, missing = self.store.offer(manifest)
+        named = {**modules, "statistics": statistics or {}}
+        for entry in entries:
+            if entry.hash in missing:
+                data = named[entry.module][entry.name].tobytes()
+                self.store.put(upload, entry.hash, 0, len(data), data)
+        return self.store.commit(upload)
 
 
-class Store:
-    """Gives what ``make`` makes, after ``failures`` broken tries."""
+class Puller:
+    """One host's connection to it."""
 
-    def __init__(self, make=weights, failures=0):
-        self.make, self.failures = make, failures
-        self.asked = []
+    def __init__(self, head):
+        self.head, self.woken, self.closed = head, False, False
 
-    def fetch(self, policy, version=0):
-        self.asked.append(version)
-        if self.failures:
-            self.failures -= 1
-            raise LinkError("cut")
-        return self.make(version)
+    def pull(self, want):
+        with self.head.changed:
+            self.head.changed.wait_for(lambda: self.woken or self.found(want) or want.version, 5.0)
+            if self.woken:
+                self.woken = False
+                return None
+        manifest = self.found(want)
+        if manifest is None:
+            if want.version:
+                raise MissingError("no such version", got=want.version)
+            raise LinkError("nothing for a long time")
+        self.head.wants.append(want)
+        fields = {name: getattr(want, name) for name in want.__slots__}
+        body = self.head.bodies.body(manifest, pb.Want(**fields))
+        begin = want.offset if want.body == body.name else 0
+        travels = [Travel(t.form, t.size, t.file, t.at, t.check) for t in body.begin.travels]
+        manifest, travels, data = self.head.spoil(manifest, travels, body.read(0, body.total))
+        checked(manifest, want)
+        cut = self.head.cut_after.pop(0) if self.head.cut_after else None
+        return Coming(self.head, manifest, tuple(travels), body.name, begin, data, cut)
+
+    def found(self, want):
+        manifest = self.head.store.get("p", want.version)
+        newer = manifest is not None and manifest.version > want.newer_than
+        return manifest if want.version or newer else None
+
+    def wake(self):
+        self.woken = True
+        self.head.tell()
+
+    def close(self):
+        self.closed = True
+
+    def stats(self):
+        return {"pulled": 0.0}
+
+
+class Coming(Transfer):
+    def __init__(self, head, manifest, travels, body, offset, data, cut):
+        super().__init__(manifest, travels, body, offset, len(data), 0.5)
+        self.head, self.data, self.cut = head, data, cut
+
+    def __iter__(self):
+        for number, at in enumerate(range(self.offset, len(self.data), PIECE)):
+            if number == self.cut:
+                raise LinkError("cut")
+            piece = self.data[at : at + PIECE]
+            self.head.sent += len(piece)
+            yield piece
+
+
+def modules(value=1.0, size=4):
+    rng = np.random.default_rng(int(value * 100))
+    return {
+        "policy": {
+            "w": rng.standard_normal((size, 3)).astype(np.float32),
+            "b": np.zeros(3, np.float64),
+        }
+    }
 
 
 @pytest.fixture
-def client(tmp_path):
+def head(tmp_path):
+    return Head(tmp_path / "hub")
+
+
+@pytest.fixture
+def client(tmp_path, head):
     made = []
 
-    def make(store, keep=8):
+    def make(**options):
         ready = []
-        client = WeightClient(store, tmp_path / "w", lambda p, r: ready.append((p, r)), keep)
+
+        def note(policy, found):
+            # What a worker reads, at the moment in which it hears of it.
+            ready.append((found, weight_files.load(Path(found.path))))
+
+        client = WeightClient(lambda: Puller(head), tmp_path / "w", note, **options)
         client.ready = ready
         client.start()
+        client.follow("p")
         made.append(client)
         return client
 
@@ -53,89 +152,276 @@ def client(tmp_path):
 
 
 def versions(client):
-    return [r.version for _, r in client.ready]
+    return [found.version for found, _ in client.ready]
 
 
-def test_the_newest_announced_version_is_laid_down(client, wait_for):
-    store = Store()
-    c = client(store)
-    c.announce("p", 3, age_s=0.5)
+def test_each_new_version_is_laid_down(client, head, wait_for):
+    c = client()
+    for number in range(1, 4):
+        assert head.publish(modules(number), {"mean": np.ones(2)}) == number
+        wait_for(lambda n=number: versions(c) == [*range(1, n + 1)], f"version {number}")
+    found, weights = c.ready[-1]
+    assert (weights.policy, weights.version) == ("p", 3)
+    assert weights.hash == codec.weights_hash(weights.modules, weights.statistics)
+    np.testing.assert_array_equal(weights.modules["policy"]["w"], modules(3)["policy"]["w"])
+    assert weights.statistics["mean"].tolist() == [1, 1]
+    assert 0.4 < time.monotonic() - found.offered_s < 30
+    assert head.wants[-1].held == 2
+
+
+def test_who_comes_late_gets_the_newest(client, head, wait_for):
+    for number in range(1, 4):
+        head.publish(modules(number))
+    c = client()
+    wait_for(lambda: versions(c) == [3], "the newest")
+
+
+def test_a_broken_transfer_goes_on_where_it_broke(client, head, wait_for):
+    head.publish(modules(size=1000))
+    head.cut_after = [3, 4, 2]
+    c = client(pack=False)
+    wait_for(lambda: versions(c) == [1], "version 1")
+    assert head.sent == 12_000 + 24
+    assert [want.offset for want in head.wants] == [0, 3000, 7000, 9000]
+
+
+def test_also_in_another_life(client, head, wait_for, monkeypatch):
+    """Killed three times: what had come is on the disk, and only the rest comes."""
+    monkeypatch.setattr(weight_client, "KEEP_AFTER_S", -1.0)
+    head.publish(modules(size=1000))
+    head.publish(modules(2, size=1000))  # the one that comes is gone on with, not a newer one
+    for count, cut in enumerate((3, 4, 2), 1):
+        head.cut_after = [cut, *[0] * 1000]
+        c = client(pack=False)
+        wait_for(lambda n=count: sum(w.offset > 0 for w in head.wants) >= n, "a broken transfer")
+        c.close()
+    head.publish(modules(3, size=1000))
+    head.cut_after = []
+    c = client(pack=False)
+    wait_for(lambda: versions(c) == [2, 3], "version 2 and then 3")
+    assert head.sent == 2 * 12_000 + 24
+
+
+def test_a_damaged_beginning_of_an_earlier_life_is_left(
+    client, head, wait_for, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(weight_client, "KEEP_AFTER_S", -1.0)
+    head.publish(modules(size=1000))
+    head.cut_after = [3, *[0] * 1000]
+    c = client()
+    wait_for(lambda: any(want.offset for want in head.wants), "a broken transfer")
+    c.close()
+    path = tmp_path / "w" / "p" / "coming.body"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    head.cut_after = []
+    c = client()
+    wait_for(lambda: versions(c) == [1], "version 1")
+    assert c.stats()["weights_refused"] == 0
+
+
+def test_a_host_that_comes_back_acts_with_what_it_had(client, head, wait_for):
+    head.publish(modules(1))
+    head.publish(modules(2))
+    c = client()
+    wait_for(lambda: versions(c) == [2], "version 2")
+    c.close()
+    sent = head.sent
+    again = client()
+    wait_for(lambda: versions(again) == [2], "what lay there")
+    head.publish(modules(3))
+    wait_for(lambda: versions(again) == [2, 3], "version 3")
+    assert head.sent == sent + 48, "the bias is here"
+
+
+@pytest.mark.parametrize("kind", ["json", "bin"])
+def test_what_lies_there_damaged_is_fetched_again(client, head, wait_for, tmp_path, kind):
+    head.publish(modules(1))
+    c = client()
+    wait_for(lambda: versions(c) == [1], "version 1")
+    c.close()
+    (path,) = (tmp_path / "w" / "p").glob(f"*.{kind}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    again = client()
+    wait_for(lambda: versions(again) == [1], "version 1 again")
+    assert head.wants[-1].held == 0
+
+
+def test_few_changes_come_as_changes(client, head, wait_for):
+    old = modules(size=1000)
+    head.publish(old)
+    c = client()
+    wait_for(lambda: versions(c) == [1], "version 1")
+    sent = head.sent
+    new = {"policy": {name: array.copy() for name, array in old["policy"].items()}}
+    new["policy"]["w"][7] += 1
+    head.publish(new)
+    wait_for(lambda: versions(c) == [1, 2], "version 2")
+    assert head.sent - sent < 60
+    np.testing.assert_array_equal(c.ready[-1][1].modules["policy"]["w"], new["policy"]["w"])
+
+
+def test_a_pinned_version_is_fetched_whatever_its_age(client, head, wait_for):
+    for number in range(1, 4):
+        head.publish(modules(number))
+    c = client()
     wait_for(lambda: versions(c) == [3], "version 3")
-    c.announce("p", 3, 0.0)
-    c.announce("p", 2, 0.0)
-    c.announce("p", 4, 0.0)
-    wait_for(lambda: versions(c) == [3, 4], "version 4")
-    assert store.asked == [3, 4]
-    loaded = Weights(**codec.load(Path(c.ready[0][1].path)))
-    assert loaded.version == 3
-    assert loaded.modules["policy"]["w"].tolist() == [3, 3, 3]
+    c.need("p", 1)
+    wait_for(lambda: versions(c) == [3, 1], "version 1")
+    c.need("p", 3)
+    wait_for(lambda: versions(c) == [3, 1, 3], "what is here is said at once")
+    assert len(head.wants) == 2
 
 
-def test_a_broken_link_is_tried_again(client, wait_for):
-    c = client(Store(failures=2))
-    c.announce("p", 1, 0.0)
+def test_a_version_that_is_gone_does_not_block_others(client, head, wait_for):
+    c = client()
+    c.need("p", 5)
+    head.publish(modules(1))
     wait_for(lambda: versions(c) == [1], "version 1")
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda v: weights(v, np.nan) if v == 1 else weights(v),
-        lambda v: weights(v, broken_hash=v == 1),
-        lambda v: weights(9) if v == 1 else weights(v),
-    ],
-    ids=["nan", "hash", "other"],
-)
-def test_bad_weights_reach_no_robot(client, wait_for, make):
-    store = Store(make)
-    c = client(store)
-    c.announce("p", 1, 0.0)
-    wait_for(lambda: c.stats()["weights_bad"] == 1, "a refusal")
-    c.announce("p", 2, 0.0)
-    wait_for(lambda: versions(c) == [2], "version 2")
-    assert store.asked == [1, 2]
+def test_only_some_files_are_kept(client, head, wait_for, tmp_path):
+    c = client(keep=2)
+    for number in range(1, 6):
+        head.publish(modules(number))
+        wait_for(lambda n=number: versions(c)[-1:] == [n], f"version {number}")
+    c.close()
+    names = {path.name for path in (tmp_path / "w" / "p").iterdir()}
+    # The first one brought the bias, which is still that of the last.
+    assert names == {"1.bin", "4.json", "4.bin", "5.json", "5.bin"}
 
 
-def test_a_pinned_version_is_fetched_whatever_its_age(client, wait_for):
-    c = client(Store())
-    c.announce("p", 8, 0.0)
-    wait_for(lambda: versions(c) == [8], "version 8")
-    c.need("p", 5)
-    wait_for(lambda: versions(c) == [8, 5], "version 5")
-
-
-def test_a_version_that_is_gone_does_not_block_others(client, wait_for):
-    def make(version):
-        if version == 5:
-            raise MissingError("no such version")
-        return weights(version)
-
-    c = client(Store(make))
-    c.need("p", 5)
-    c.announce("p", 8, 0.0)
-    wait_for(lambda: versions(c) == [8], "version 8")
-
-
-def test_only_some_files_are_kept(client, wait_for, tmp_path):
-    c = client(Store(), keep=2)
-    for version in range(1, 6):
-        c.announce("p", version, 0.0)
-        wait_for(lambda v=version: versions(c)[-1:] == [v], f"version {version}")
-    wait_for(lambda: len(list((tmp_path / "w").iterdir())) == 2, "two files")
-
-
-def test_a_pinned_version_stays_while_newer_ones_come(client, wait_for):
+def test_a_pinned_version_stays_while_newer_ones_come(client, head, wait_for):
     """An evaluation names an old version; its file must be there when the robot hears of it."""
-    c = client(Store(), keep=2)
-    for version in range(5, 9):
-        c.announce("p", version, 0.0)
-        wait_for(lambda v=version: versions(c)[-1:] == [v], f"version {version}")
+    c = client(keep=2)
+    for number in range(1, 4):
+        head.publish(modules(number))
+        wait_for(lambda n=number: versions(c)[-1:] == [n], f"version {number}")
     c.need("p", 1)
     wait_for(lambda: versions(c)[-1:] == [1], "version 1")
-    assert Path(c.ready[-1][1].path).exists()
-    c.announce("p", 9, 0.0)
-    wait_for(lambda: versions(c)[-1:] == [9], "version 9")
-    assert Path(c.ready[-2][1].path).exists()
+    head.publish(modules(4))
+    wait_for(lambda: versions(c)[-1:] == [4], "version 4")
+    assert Path(c.ready[-2][0].path).exists()
+
+
+def test_a_frozen_base_that_is_not_here_is_named(
+    client, head, wait_for, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(weight_client, "_LACKING_S", 0.05)
+    head.publish(modules(), bases={"vit": "f" * 64})
+    c = client()
+    wait_for(lambda: c.stats()["weights_lacking_bases"] > 0, "a complaint")
+    assert "needs the frozen base 'vit', which never travels" in caplog.text
+    assert str(tmp_path / "w" / "bases" / ("f" * 64)) in caplog.text
+    assert versions(c) == []
+    (tmp_path / "w" / "bases").mkdir()
+    (tmp_path / "w" / "bases" / ("f" * 64)).touch()
+    wait_for(lambda: versions(c) == [1], "version 1")
+
+
+# --- near ---------------------------------------------------------------------------------------
+
+
+def test_who_shares_the_disk_reads_it_there(client, head, wait_for, tmp_path):
+    c = client(near=tmp_path / "hub", keep=2)
+    for number in range(1, 12):
+        head.publish(modules(number))
+        wait_for(lambda n=number: versions(c)[-1:] == [n], f"version {number}")
+    assert head.sent == 0
+    np.testing.assert_array_equal(c.ready[-1][1].modules["policy"]["w"], modules(11)["policy"]["w"])
+    c.close()
+    head.store.close()
+    again = client(near=tmp_path / "hub")
+    wait_for(lambda: versions(again) == [10, 11], "what lay there")
+
+
+def test_who_only_seems_to_gets_it_sent(client, head, wait_for, tmp_path):
+    c = client(near=tmp_path / "elsewhere")
+    head.publish(modules(1))
+    wait_for(lambda: versions(c) == [1], "version 1")
+    assert head.sent == 12 * 4 + 24
+    assert c.stats()["weights_refused"] == 0
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../w/x", "p/../../x"])
+def test_no_file_outside_is_read(client, head, wait_for, tmp_path, file):
+    head.spoil = lambda m, ts, b: (m, [t._replace(file=file) for t in ts], b)
+    c = client(near=tmp_path / "hub")
+    head.publish(modules(1))
+    wait_for(lambda: c.stats()["weights_refused"] == 1, "a refusal")
+    assert versions(c) == []
+
+
+def test_a_file_with_other_bytes_is_refused(client, head, wait_for, tmp_path):
+    head.spoil = lambda m, ts, b: (m, [t._replace(check=t.check ^ 1) for t in ts], b)
+    c = client(near=tmp_path / "hub")
+    head.publish(modules(1))
+    wait_for(lambda: c.stats()["weights_refused"] == 1, "a refusal")
+    assert versions(c) == []
+
+
+# --- what must not get through ------------------------------------------------------------------
+
+
+def spoiled(kind, rng):
+    """Return a way to change a version so that it is not the one that was published."""
+
+    def rehash(manifest):
+        rows = [codec.Entry(*entry) for entry in manifest.tensors]
+        return replace(manifest, hash=codec.entries_hash(rows))
+
+    def spoil(manifest, travels, body):
+        body = bytearray(body)
+        rows = list(manifest.tensors)
+        at = int(rng.integers(len(rows)))
+        match kind:
+            case "torn":
+                body = body[: rng.integers(len(body))]
+            case "flipped":
+                body[rng.integers(len(body))] ^= 1 + rng.integers(255)
+            case "shuffled":
+                body = body[4:] + body[:4]
+            case "nan":
+                data = np.full(rows[1].shape, np.nan, rows[1].dtype)
+                rows[1] = rows[1]._replace(hash=codec.tensor_hash(data))
+                body[-data.nbytes :] = data.tobytes()
+            case "hash":
+                rows[at] = rows[at]._replace(hash=rng.bytes(32).hex())
+            case "foreign":
+                rows[at] = rows[at]._replace(name="other")
+            case "shape":
+                rows[at] = rows[at]._replace(shape=(*rows[at].shape, 1))
+            case "form":
+                form = str(rng.choice(["half", "zstd", "xor", "sparse", "", "near", "zip"]))
+                travels = [t._replace(form=form) for t in travels]
+            case "bigger":
+                travels[at] = travels[at]._replace(size=travels[at].size + 1)
+        return rehash(replace(manifest, tensors=tuple(rows))), travels, bytes(body)
+
+    return spoil
+
+
+KINDS = ["torn", "flipped", "shuffled", "nan", "hash", "foreign", "shape", "form", "bigger"]
+
+
+def test_a_thousand_bad_pushes_reach_no_robot(client, head, wait_for):
+    rng = np.random.default_rng(0)
+    c = client()
+    head.publish(modules(0))
+    wait_for(lambda: versions(c) == [1], "version 1")
+    for number in range(1, 1001):
+        head.spoil = spoiled(KINDS[number % len(KINDS)], rng)
+        changed = modules(number)
+        changed["policy"]["b"] += number
+        head.publish(changed)
+        while c.stats()["weights_refused"] < number:
+            assert versions(c) == [1]
+            time.sleep(0.0005)
+    assert versions(c) == [1]
+    head.spoil = lambda *as_it_is: as_it_is
+    good = head.publish(modules(2000))
+    wait_for(lambda: versions(c) == [1, good], "a good one")
 
 
 # --- which of them act --------------------------------------------------------------------------
@@ -238,15 +524,6 @@ def test_a_new_worker_gets_them_again():
     assert acting.due(0).version == 3
 
 
-def test_calls_from_other_threads(client, wait_for):
-    c = client(Store())
-    threads = [threading.Thread(target=c.announce, args=("p", n, 0.0)) for n in range(1, 20)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: versions(c)[-1:] == [19], "the newest")
-    assert versions(c) == sorted(versions(c))
-
-
 def test_where_the_head_chooses_weights_nothing_is_loaded_or_asked_for_here():
     weights = ActingWeights()
     assert not weights.knows(9)
@@ -257,3 +534,37 @@ def test_where_the_head_chooses_weights_nothing_is_loaded_or_asked_for_here():
     assert weights.knows(9), "an evaluation's version is the head's to find"
     weights.acts(4)
     assert weights.version == 4, "an evaluation pins an older one"
+
+
+def test_weights_are_as_stale_as_what_is_known_of_newer_ones(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("user_system.edge.acting.time.monotonic", lambda: now)
+    acting = ActingWeights()
+    now = 1050.0
+    assert acting.stale_s == 0, "there are none yet"
+    acting.heard(WeightsNews(3, offered_s=1049.0, heard_s=1050.0))
+    found(acting, 3)
+    now = 1051.0
+    assert acting.stale_s == 2, "something newer was offered two seconds ago"
+    acting.due(0)
+    acting.loaded(Loaded(3, ""))
+    assert acting.stale_s == 1, "the hub said a second ago that there is nothing newer"
+    now = 1900.0
+    acting.heard(WeightsNews(3, offered_s=1049.0, heard_s=1900.0))
+    assert acting.stale_s == 0, "a learner that has nothing new to say does not make it stale"
+    acting.heard(WeightsNews(4, offered_s=1899.0, heard_s=1900.0))
+    acting.heard(WeightsNews(5, offered_s=1900.0, heard_s=1900.0))
+    now = 1910.0
+    assert acting.stale_s == 11, "since the first one that it does not act with"
+
+
+def test_what_lay_there_grows_stale_while_the_head_is_away(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("user_system.edge.acting.time.monotonic", lambda: now)
+    acting = ActingWeights()
+    found(acting, 3)
+    acting.due(0)
+    acting.loaded(Loaded(3, ""))
+    now = 1030.0
+    assert acting.stale_s == 30
+    assert acting.stats()["weights_stale_s"] == 30

@@ -7,7 +7,9 @@ import pytest
 from user_system.codec import weights as codec
 from user_system.core.errors import PluginError
 from user_system.core.interfaces import Judgement, ResetPlan
+from user_system.core.ports import Manifest, TensorEntry
 from user_system.core.types import Plan, Purpose, Segment
+from user_system.edge import weight_files
 from user_system.edge.messages import Assignment
 from user_system.edge.mind import checked_plan
 from user_system.edge.rings import Duplex
@@ -147,17 +149,14 @@ def test_a_bad_task_is_named(table, wait_for, judgement):
 
 
 def test_weights_are_loaded_from_their_file(table, wait_for, tmp_path):
+    folder = weight_files.Folder(tmp_path)
+
     def lay_down(version, modules):
-        tree = {
-            "policy": "p",
-            "version": version,
-            "hash": codec.weights_hash(modules),
-            "modules": modules,
-            "statistics": {},
-            "bases": {},
-        }
-        codec.save(tmp_path / f"{version}", tree)
-        return str(tmp_path / f"{version}")
+        rows = codec.entries(modules)
+        entries = tuple(TensorEntry(*row) for row in rows)
+        manifest = Manifest("p", version, codec.entries_hash(rows), entries)
+        fresh = {row.hash: modules[row.module][row.name].tobytes() for row in rows}
+        return str(folder.lay(manifest, fresh, {}, None).path)
 
     table.client.load(4, lay_down(4, {"policy": {"gain": np.array(0.5, np.float32)}}))
     assert table.news(wait_for) == [Loaded(4, "")]
@@ -171,6 +170,28 @@ def test_weights_are_loaded_from_their_file(table, wait_for, tmp_path):
     (advice,) = table.news(wait_for)
     assert advice.plan.version == 4
     assert np.allclose(advice.plan.actions, -0.01)
+
+
+def test_no_plan_waits_for_a_disk(table, wait_for, tmp_path, monkeypatch):
+    """Weights are read aside, however long that takes, and taken over between two plans."""
+    go_on = threading.Event()
+    read = weight_files.load
+
+    def slow(path):
+        go_on.wait(20)
+        return read(path)
+
+    monkeypatch.setattr(weight_files, "load", slow)
+    table.client.load(4, str(tmp_path / "none"))
+    table.client.begin(EPISODE)
+    table.news(wait_for)
+    for step in range(3):
+        table.ask(step, 0.02)
+        (advice,) = table.news(wait_for)
+        assert advice.plan is not None
+    go_on.set()
+    (loaded,) = table.news(wait_for)
+    assert (type(loaded), loaded.version) == (Loaded, 4)
 
 
 def test_weights_that_cannot_be_read_are_refused(table, wait_for, tmp_path):

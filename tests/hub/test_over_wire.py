@@ -16,10 +16,11 @@ from comms.hub_service import HubService
 from comms.pb import fresh_pb2, hub_pb2
 from comms.serving import serve
 from comms.tunnel import Endpoints, open_tunnel
-from comms.weights import WeightFetcher, WeightPublisher, WeightService
+from comms.weight_puller import Wanted, WeightPuller
+from comms.weights import WeightPublisher, WeightService, list_versions, roll_back
 from comms.wire_specs import spec_to_proto
 from user_system.core.clock import WallClock
-from user_system.core.errors import LeaseError
+from user_system.core.errors import ConfigError, LeaseError
 from user_system.core.schedule import ScheduleConfig
 from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
 from user_system.hub.service import Hub, HubConfig
@@ -62,7 +63,7 @@ class Head:
         self.fresh.start()
         self.hub.open()
         self.server = serve(
-            [HubService(self.hub), WeightService(self.hub.weights)],
+            [HubService(self.hub), WeightService(self.hub.weights, self.hub.roll_back)],
             credentials=me,
             allow=allow,
             address=f"127.0.0.1:{self.grpc_port}",
@@ -98,6 +99,7 @@ def head(tmp_path):
     authority.issue("teleop", Role.SERVICE)
     authority.issue("edge-1", Role.ROBOT)
     authority.issue("learner", Role.LEARNER)
+    authority.issue("kim", Role.ENGINEER)
     opened = Head(tmp_path / "hub", pki)
     yield opened
     opened.stop()
@@ -183,11 +185,45 @@ def test_work_weights_and_states_find_their_way(head, edge):
                 or any(isinstance(m, fresh_pb2.Announcement) and m.version == 1 for m in heard)
             )
         )
-        weights = WeightFetcher(edge.tunnel).fetch("p")
-        assert weights.version == 1
-        np.testing.assert_array_equal(weights.modules["policy"]["w"], modules["policy"]["w"])
+        puller = WeightPuller(edge.tunnel)
+        transfer = puller.pull(Wanted("p"))
+        assert transfer.manifest.version == 1
+        assert b"".join(transfer) == modules["policy"]["w"].tobytes()
+        puller.close()
         edge.fresh.send(fresh_pb2.RobotState(robot="arm-1", mode="demo", sequence=1))
         until(lambda: HubClient(viewer).status().robots[0].mode == "demo")
+
+
+def test_who_joins_late_has_the_current_version_within_a_second(head, edge):
+    with closing(head.tunnel("learner")) as learner:
+        WeightPublisher(learner).publish("p", {"policy": {"w": np.zeros(6, np.float32)}})
+        time.sleep(0.3)  # whatever was said at once has been said
+        began = time.monotonic()
+        puller = WeightPuller(edge.tunnel)
+        assert puller.pull(Wanted("p")).manifest.version == 1
+        assert time.monotonic() - began < 1.0
+        puller.close()
+
+
+def test_going_back_is_audited_and_reaches_the_robots(head, edge):
+    with closing(head.tunnel("learner")) as learner:
+        publisher = WeightPublisher(learner)
+        for value in (1.0, 2.0):
+            publisher.publish("p", {"policy": {"w": np.full(6, value, np.float32)}})
+    puller = WeightPuller(edge.tunnel)
+    with closing(head.tunnel("kim")) as engineer:
+        assert [v.version for v in list_versions(engineer)] == [1, 2]
+        assert roll_back(engineer, "p", 1) == 3
+        with pytest.raises(ConfigError, match="no version 7 to go back to; allowed: 1, 2, 3"):
+            roll_back(engineer, "p", 7)
+        transfer = puller.pull(Wanted("p", newer_than=2))
+        assert transfer.manifest.version == 3
+        assert b"".join(transfer) == np.full(6, 1.0, np.float32).tobytes()
+    puller.close()
+    lines = (head.directory / "audit.jsonl").read_text().splitlines()
+    (deed,) = [line for line in lines if "rollback" in line]
+    assert "kim" in deed
+    assert '"back_to":"1"' in deed.replace(" ", "")
 
 
 def test_a_stop_reaches_the_host_on_both_lanes(head, edge):

@@ -1,5 +1,8 @@
 """The weight store: versions only grow, content is what was offered, old ones go."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,11 +50,7 @@ def reopened(tmp_path, clock, **options):
 
 
 def read_all(store, tensor):
-    data, total = b"", 1
-    while len(data) < total:
-        piece, total = store.read(tensor, len(data), 5)
-        data += piece
-    return data
+    return bytes(store.tensor(tensor))
 
 
 def test_what_is_put_can_be_read_and_only_changed_tensors_travel(store):
@@ -83,7 +82,11 @@ def test_versions_survive_death_and_never_repeat(store, tmp_path, clock):
     (tmp_path / "w" / "pick" / "00000002.json").unlink()  # died between promise and manifest
     third = reopened(tmp_path, clock)
     assert third.newest("pick") == 1
-    assert publish(third, tensors(3.0))[0] == 3
+    version = publish(third, tensors(3.0))[0]
+    assert version > 2
+    third.close()
+    fourth = reopened(tmp_path, clock)
+    assert publish(fourth, tensors(4.0))[0] == version + 1, "in order, none is left out"
 
 
 def test_the_same_content_again_is_the_same_version(store):
@@ -110,8 +113,23 @@ def test_old_versions_go_unless_pinned_and_shared_tensors_stay(tmp_path, clock):
     for version in kept:
         for entry in store.get("pick", version).tensors:
             assert read_all(store, entry.hash)
-    files = list((tmp_path / "w" / "tensors").glob("*/*"))
-    assert len(files) == 5  # four weights and the one shared bias
+    store.flush()
+    files = {path.name for path in (tmp_path / "w" / "pick").iterdir()}
+    # The first version is gone, but the others need the bias that it brought.
+    assert files == {"00000001.old", "00000001.bin"} | {
+        f"0000000{version}.{kind}" for version in kept for kind in ("json", "bin")
+    }
+    again = reopened(tmp_path, clock, pinned=lambda policy: frozenset({2}))
+    assert [v for v in range(1, 8) if again.get("pick", v)] == kept
+    publish(again, tensors(9.0, extra=1.0))
+    for value in range(10, 14):
+        publish(again, tensors(float(value), extra=1.0))
+    again.flush()
+    assert "00000001.bin" in {path.name for path in (tmp_path / "w" / "pick").iterdir()}
+    last = reopened(tmp_path, clock)
+    publish(last, tensors(20.0, extra=1.0))
+    last.flush()
+    assert "00000001.bin" not in {path.name for path in (tmp_path / "w" / "pick").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -181,12 +199,163 @@ def test_announcements_carry_age(store, clock):
     assert current.age_s == pytest.approx(1.5)
 
 
-def test_a_damaged_manifest_is_named(store, tmp_path, clock):
+@pytest.mark.parametrize("damage", ["manifest", "cut", "empty", "flipped", "gone", "format"])
+def test_what_is_not_what_was_written_is_set_aside_and_the_rest_served(
+    store, tmp_path, clock, damage
+):
+    publish(store, tensors(1.0, extra=1.0))
+    publish(store, tensors(2.0, extra=2.0))
+    store.close()
+    path = tmp_path / "w" / "pick" / "00000002.json"
+    tensor = path.with_suffix(".bin")
+    data = bytearray(tensor.read_bytes())
+    match damage:
+        case "manifest":
+            path.write_text(path.read_text().replace("float32", "float64"))
+        case "format":
+            path.write_text(path.read_text().replace('"format":2', '"format":1'))
+        case "cut":
+            tensor.write_bytes(data[:-1])
+        case "empty":
+            tensor.write_bytes(b"")
+        case "flipped":
+            data[-1] ^= 1
+            tensor.write_bytes(data)
+        case "gone":
+            tensor.unlink()
+    again = reopened(tmp_path, clock)
+    assert again.newest("pick") == 1
+    assert again.stats()["damaged"] == 1
+    assert not path.exists()
+    assert publish(again, tensors(3.0))[0] > 2
+
+
+def test_a_version_whose_tensors_lay_in_a_damaged_one_goes_with_it(store, tmp_path, clock):
     publish(store, tensors(1.0))
-    path = tmp_path / "w" / "pick" / "00000001.json"
-    path.write_text(path.read_text().replace("float32", "float64"))
-    with pytest.raises(DamageError, match=r"00000001\.json is damaged"):
-        reopened(tmp_path, clock)
+    publish(store, tensors(2.0))  # the bias is that of version 1
+    store.close()
+    (tmp_path / "w" / "pick" / "00000001.bin").write_bytes(b"")
+    again = reopened(tmp_path, clock)
+    assert again.newest("pick") == 0
+    assert publish(again, tensors(2.0))[0] > 2
+    entries = again.get("pick", 0).tensors
+    assert read_all(again, next(e.hash for e in entries if e.name == "b"))
+
+
+def test_a_file_with_all_that_is_missing_is_taken_over(store, tmp_path):
+    modules = tensors(1.0)
+    manifest = manifest_of(modules)
+    upload, _ = store.offer(manifest)
+    blocks = [modules[e.name].tobytes() for e in manifest.tensors]  # b, then w
+    assert [len(b) for b in blocks] == [16, 48]
+    incoming = tmp_path / "w" / "incoming"
+    (incoming / "x.new").write_bytes(blocks[0] + bytes(48) + blocks[1])
+    store.adopt(upload, "x.new")
+    assert store.commit(upload) == 1
+    assert read_all(store, manifest.tensors[1].hash) == blocks[1]
+
+
+@pytest.mark.parametrize("name", ["../pick/x.new", "/etc/passwd", "x.bin", "gone.new", "link.new"])
+def test_no_other_file_is_taken_over(store, tmp_path, name):
+    upload, _ = store.offer(manifest_of(tensors(1.0)))
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(112))
+    (tmp_path / "w" / "incoming" / "link.new").symlink_to(secret)
+    with pytest.raises(SpecError, match="file"):
+        store.adopt(upload, name)
+    assert secret.read_bytes() == bytes(112)
+    assert store.newest("pick") == 0
+
+
+@pytest.mark.parametrize("content", [b"", bytes(112), bytes(111), bytes(200)])
+def test_a_file_with_other_bytes_is_refused(store, tmp_path, content):
+    upload, missing = store.offer(manifest_of(tensors(1.0)))
+    (tmp_path / "w" / "incoming" / "x.new").write_bytes(content)
+    with pytest.raises(SpecError):
+        store.adopt(upload, "x.new")
+    assert store.missing(upload) == missing
+
+
+def test_those_who_watch_hear_of_each_version(store):
+    heard = []
+    leave = store.watch(lambda: heard.append(store.newest("pick")))
+    publish(store, tensors(1.0))
+    store.rollback("pick", 1)
+    leave()
+    publish(store, tensors(2.0))
+    assert heard == [1, 2]
+
+
+def test_what_was_published_survives_death_without_a_flush(store, tmp_path, clock, monkeypatch):
+    """The number is on the disk before anybody hears it; the rest when nobody waits for it."""
+    synced = []
+    monkeypatch.setattr("user_system.hub.flusher.sync", synced.append)
+    version, _ = publish(store, tensors(1.0))
+    promised = json.loads((tmp_path / "w" / "versions.json").read_text())["pick"]
+    assert promised >= version
+    assert reopened(tmp_path, clock).newest("pick") == version
+    store.flush()
+    names = [path.name for path in synced]
+    assert names == ["00000001.bin", "00000001.json", "pick"], "tensors first, then what says so"
+
+
+def test_a_thousand_bad_pushes_make_no_version(store, tmp_path):
+    """Shuffled, torn, foreign and not finite; every way in."""
+    rng = np.random.default_rng(0)
+    publish(store, tensors(1.0))
+    before = sorted(path.name for path in (tmp_path / "w" / "pick").iterdir())
+    for number in range(1000):
+        with pytest.raises((SpecError, DamageError)):
+            bad_push(store, rng, number)
+        assert store.newest("pick") == 1
+    assert store.stats()["refused"] >= 600
+    store.flush()
+    assert sorted(path.name for path in (tmp_path / "w" / "pick").iterdir()) == before
+
+
+def bad_push(store, rng, number):
+    value = 2.0 + number
+    modules = tensors(value)
+    modules["w"] = modules["w"] + rng.random((3, 4), np.float32)
+    kind = number % 8
+    if kind == 0:  # not finite
+        modules["w"][rng.integers(3), rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
+    if kind == 1:  # another architecture
+        modules = [
+            {"w": modules["w"].reshape(4, 3), "b": modules["b"]},
+            {"w": modules["w"].astype(np.float64), "b": modules["b"]},
+            {"w": modules["w"]},
+            {**modules, "c": modules["b"]},
+        ][rng.integers(4)]
+    manifest = manifest_of(modules)
+    if kind == 2:  # hashes of other tensors
+        rows = list(manifest.tensors)
+        rows[0] = rows[0]._replace(hash=rng.bytes(32).hex())
+        manifest = replace(manifest, tensors=tuple(rows))
+    upload, missing = store.offer(manifest)
+    parts = [
+        (entry.hash, start, len(data), data[start : start + 5])
+        for entry in manifest.tensors
+        if entry.hash in missing
+        for data in [modules[entry.name].tobytes()]
+        for start in range(0, len(data), 5)
+    ]
+    if kind == 3:  # shuffled
+        parts = [parts[i] for i in rng.permutation(len(parts))]
+        if parts[0][1] == 0:
+            parts.reverse()
+    if kind == 4:  # torn
+        parts = parts[: rng.integers(len(parts))]
+    if kind == 5:  # a byte is another one
+        tensor, start, total, data = parts[1]
+        parts[1] = tensor, start, total, bytes([data[0] ^ 1]) + data[1:]
+    if kind == 6:  # for a tensor that was not offered
+        parts = [(rng.bytes(32).hex(), 0, 4, bytes(4)), *parts]
+    if kind == 7:  # longer than it is
+        parts = [(t, s, n + 4, d) for t, s, n, d in parts]
+    for part in parts:
+        store.put(upload, *part)
+    store.commit(upload)
 
 
 def test_published_is_told_of_each_new_version_once(tmp_path, clock):

@@ -48,6 +48,7 @@ def config(manifest: Manifest, actor: str, link: LinkConfig, run: RunDir) -> Pol
         directory=run.policy(actor),
         hang_s=entry.hang_s,
         listen=manifest.tunnel.listen,
+        shelf=run.weights,
     )
 
 

@@ -260,6 +260,8 @@ class Composer:
             directory=self.run.learner(name),
             log=self.run.log(f"learner-{name}.actor"),
             ray=f"{resources.LOOPBACK}:{self.ports.ray}",
+            weights_dtype=entry.weights.dtype,
+            shelf=self.run.weights,
         )
         return self._ours(
             f"learner-{name}",
@@ -338,6 +340,7 @@ class Composer:
             children=tuple(self._edge_child(child) for child in children),
             shard=self._shard_of(host) if host in self.manifest.shards else None,
             lossy=tuple(n for n, codec in self.manifest.replay.codecs.items() if codec == "jpeg"),
+            shelf=None if self.manifest.is_remote(host) else self.run.weights,
         )
         # No robot moves before everything serves that watches over it and learns from it.
         learners = [f"learner-{name}" for name in self.manifest.learners if self.learning]
@@ -392,10 +395,12 @@ class Composer:
 
     def _edge_robot(self, host: str, name: str, robot: RobotEntry) -> configs.EdgeRobot:
         actor = self.manifest.actors[robot.actor]
+        weights = self.manifest.learners[actor.learner].weights
         return configs.EdgeRobot(
             name=name,
             task=robot.task,
             policy=actor.learner,
+            max_weights_age_s=weights.max_age_s if weights.on_stale == "hold" else None,
             rate=robot.rate,
             worker=_worker_name(host, robot.actor),
             driver=self._driver_socket(name),

@@ -21,6 +21,7 @@ from user_system.core.specs import RobotSpec
 T = TypeVar("T")
 Control = Literal["cartesian", "joint"]
 Access = Literal["mmap", "remote"]
+WeightsDtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ class PolicyHostConfig:
     """Silence of the plugin after which it counts as hung and this process is restarted."""
     listen: str = "127.0.0.1"
     """Address that it listens on, at the port of ``link``."""
+    shelf: Path | None = None
+    """The weight store's directory, where it shares its disk."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,8 @@ class EdgeRobot:
     """Whether its policy acts at the head, and its weights are not fetched here."""
     help_after_s: float = 5.0
     """Rest for want of a plan after which a person is asked."""
+    max_weights_age_s: float | None = None
+    """For how long it may act with weights that are not known to be the newest; None: no limit."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +293,8 @@ class EdgeHostConfig:
     """Where experience goes, if not to the head."""
     lossy: tuple[str, ...] = ()
     """Cameras whose images the replay buffer keeps as JPEG: over a slow link they go as that."""
+    shelf: Path | None = None
+    """The weight store's directory, where this host shares its disk."""
 
 
 @dataclass(frozen=True)
@@ -331,6 +338,10 @@ class LearnerHostConfig:
     """Where the actor logs to; Ray would keep it elsewhere."""
     ray: str
     """``host:port`` of the Ray head."""
+    weights_dtype: WeightsDtype = "float32"
+    """To what weights are rounded before they are published."""
+    shelf: Path | None = None
+    """The weight store's directory, where the learner shares its disk."""
 
 
 @dataclass(frozen=True)

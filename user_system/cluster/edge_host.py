@@ -12,6 +12,7 @@ from user_system.cluster.process import Life, run
 from user_system.edge.agent import Agent, AgentConfig, RobotConfig
 from user_system.edge.patience import SessionConfig
 from user_system.edge.spool import Spool
+from user_system.edge.station import StationConfig
 from user_system.edge.stop import StopSocket
 from user_system.edge.supervisor import ChildConfig
 from user_system.edge.uplink import Uplink
@@ -51,6 +52,7 @@ def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) ->
             away=away,
             link=dial.measured(config.link),
             lossy=config.lossy,
+            shelf=config.shelf,
         )
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)
@@ -71,6 +73,7 @@ def _robot(entry: EdgeRobot) -> RobotConfig:
         task=entry.task,
         policy=entry.policy,
         session=SessionConfig(rate=entry.rate, starved_ms=1000.0 * entry.help_after_s),
+        station=StationConfig(max_weights_age_s=entry.max_weights_age_s),
     )
 
 

@@ -54,7 +54,7 @@ def main(config: HubHostConfig, life: Life) -> None:
     hub.also(enrolments.tick, enrolments.figures)
     services: list[Any] = [
         HubService(hub),
-        WeightService(hub.weights),
+        WeightService(hub.weights, hub.roll_back),
         EnrolmentService(enrolments),
         AuditService(hub.noted),
     ]

@@ -52,6 +52,11 @@ class RunDir:
         return self.root / "hub"
 
     @property
+    def weights(self) -> Path:
+        """The weight store, in the hub's directory."""
+        return self.hub / "weights"
+
+    @property
     def sockets(self) -> Path:
         """Unix sockets and rings."""
         deep = self.root / "sock"

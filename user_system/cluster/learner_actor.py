@@ -15,6 +15,7 @@ from learners.checkpoints import Checkpoints
 from learners.runner import Modules, Runner, RunnerConfig
 from user_system.cluster import dial
 from user_system.cluster.configs import LearnerHostConfig, learner_plugin, make_encoder, robot_spec
+from user_system.codec.weights import round_to_bfloat16
 from user_system.core.errors import ConfigError, LinkError
 from user_system.core.interfaces import Data
 from user_system.core.specs import RobotSpec
@@ -49,11 +50,13 @@ class LearnerActor:
         spec = robot_spec(config.robot)
         check_cameras(config, spec)
         with dial.tunnel(config.link) as way, self._window(way) as data:
-            publisher = WeightPublisher(way)
+            publisher = WeightPublisher(way, near=config.shelf)
 
             def publish(
                 modules: Modules, statistics: Mapping[str, Array], notes: Mapping[str, float]
             ) -> int:
+                if config.weights_dtype == "bfloat16":
+                    modules = {name: _rounded(tensors) for name, tensors in modules.items()}
                 return publisher.publish(config.name, modules, statistics, notes=notes)
 
             runner = Runner(
@@ -141,6 +144,10 @@ def _stores(data: Data) -> dict[str, float]:
         return {}
     found = data.stats()
     return {"stores_away": found["away"], "draws_left_out": found["left_out"]}
+
+
+def _rounded(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: round_to_bfloat16(tensor) for name, tensor in tensors.items()}
 
 
 def check_cameras(config: LearnerHostConfig, spec: RobotSpec) -> None:

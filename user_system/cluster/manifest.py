@@ -100,6 +100,20 @@ def check_view(name: str, clauses: Any) -> None:
 
 
 @dataclass(frozen=True)
+class WeightsEntry:
+    """How a learner's weights reach its robots, and how old they may get there."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: rounded once, before they are published, and two bytes a number on the way; all
+    robots and every evaluation act with the rounded ones."""
+    max_age_s: float | None = field(default=None, metadata={"above": 0.0})
+    """For how long a robot may act with weights that are not known to be the newest: because it
+    could not get newer ones, or because it hears nothing of the head. null: no limit."""
+    on_stale: Literal["continue", "hold"] = "continue"
+    """What it does then; hold: it rests, and goes on by itself once it has newer ones."""
+
+
+@dataclass(frozen=True)
 class LearnerEntry:
     """One learner: a Ray actor that draws from the replay buffer and publishes weights."""
 
@@ -113,6 +127,7 @@ class LearnerEntry:
     publish_every_s: float = field(default=2.0, metadata={"above": 0.0})
     checkpoint_every_s: float = field(default=30.0, metadata={"above": 0.0})
     max_restarts: int = field(default=20, metadata={"min": 0})
+    weights: WeightsEntry = WeightsEntry()
     replay: Literal["mmap", "remote"] = "mmap"
     """How it reads the replay buffer: its file, or over the network where that is out of reach."""
     ahead: int = field(default=1, metadata={"min": 0, "max": 8})

@@ -7,14 +7,12 @@ nothing less frees a thread.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from comms.fresh import FreshPeer
 from comms.inference_service import InferenceService
-from comms.pb import fresh_pb2
 from comms.serving import serve
-from comms.weights import WeightFetcher
+from comms.weight_puller import WeightPuller
 from user_system.cluster import dial, heartbeat
 from user_system.cluster.configs import PolicyHostConfig, learner_plugin, robot_spec
 from user_system.cluster.process import Life, run
@@ -22,11 +20,9 @@ from user_system.core.errors import PluginError
 from user_system.edge.messages import WeightsReady
 from user_system.edge.mind import Mind
 from user_system.edge.served import PolicyDesk
-from user_system.edge.weight_client import WeightClient
+from user_system.edge.weight_client import Puller, WeightClient
 
 log = logging.getLogger(__name__)
-
-LISTEN_S = 0.2
 
 
 class Policies:
@@ -34,16 +30,18 @@ class Policies:
 
     Args:
         config: whose.
-        fetch: where weights come from.
+        puller: makes a way to where weights come from.
     """
 
-    def __init__(self, config: PolicyHostConfig, fetch: WeightFetcher):
+    def __init__(self, config: PolicyHostConfig, puller: Callable[[], Puller]):
         self._config = config
         self._robots = {robot.name: robot for robot in config.robots}
         self._lock = threading.Lock()
         self._desks: dict[str, PolicyDesk] = {}
         self._here: dict[int, WeightsReady] = {}
-        self.weights = WeightClient(fetch, config.directory, self._ready)
+        self.weights = WeightClient(
+            puller, config.directory, self._ready, near=config.shelf, pack=False
+        )
 
     def desk(self, robot: str) -> PolicyDesk:
         """Build the policy of a robot.
@@ -94,16 +92,11 @@ def main(config: PolicyHostConfig, life: Life) -> None:
     """Serve plans until told to stop."""
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
     with dial.tunnel(config.link) as way:
-        policies = Policies(config, WeightFetcher(way))
+        policies = Policies(config, lambda: WeightPuller(way))
         hosts = {robot.name: robot.host for robot in config.robots}
         service = InferenceService(hosts, policies.desk)
-        fresh = FreshPeer(way, role="viewer")
         policies.weights.start()
-        fresh.start()
-        listener = threading.Thread(
-            target=_listen, args=(fresh, policies.weights, config.policy, life), daemon=True
-        )
-        listener.start()
+        policies.weights.follow(config.policy)
         address = dial.listening(config.listen, config.link.policies[config.actor])
         try:
             with serve([service], credentials=wallet, allow=allow, address=address) as server:
@@ -114,16 +107,7 @@ def main(config: PolicyHostConfig, life: Life) -> None:
 
                 heartbeat.report(way, life, config.link.name, "policy", figures)
         finally:
-            fresh.close()
             policies.weights.close()
-
-
-def _listen(fresh: FreshPeer, weights: WeightClient, policy: str, life: Life) -> None:
-    """Hear which versions there are."""
-    while not life.stop.is_set():
-        for message in fresh.receive(LISTEN_S):
-            if isinstance(message, fresh_pb2.Announcement) and message.policy == policy:
-                weights.announce(message.policy, message.version, message.age_s)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,11 @@ def link_of(figures: Mapping[str, float]) -> str:
     return ", ".join(said)
 
 
+def link(run: Path) -> LinkConfig:
+    """Return how the command line reaches the hub of a run."""
+    return read_json(run / "config" / FILE, LinkConfig)
+
+
 class Looker:
     """Asks the hub of a run; a ``with`` block closes the connection.
 
@@ -126,8 +131,7 @@ class Looker:
     """
 
     def __init__(self, run: Path):
-        self._link = read_json(run / "config" / FILE, LinkConfig)
-        self._way = dial.tunnel(self._link)
+        self._way = dial.tunnel(link(run))
         self._hub: HubClient
 
     def __enter__(self) -> "Looker":

@@ -34,7 +34,7 @@ from user_system.core.types import Array
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """What ``meta`` may hold. Tuples come back as lists."""
 
-Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 DTYPES = frozenset(
     {"bool", "float16", "float32", "float64"}
@@ -170,9 +170,19 @@ def little_endian(value: Array, name: str) -> Array:
     return np.asarray(array, dtype=little, order="C")
 
 
+def checksum(data: Buffer) -> int:
+    """Return the xxh3-64 of bytes: it tells damage, not malice."""
+    return int(xxhash.xxh3_64_intdigest(data))
+
+
 def raw(array: Array) -> memoryview:
     """Return the bytes of a C-order array, without copying."""
     return array.reshape(-1).view(np.uint8).data
+
+
+def width(dtype: str) -> int:
+    """Return the bytes of an element of a dtype that may travel, by its name."""
+    return _LITTLE[dtype].itemsize
 
 
 def checked_size(dtype: object, shape: object, max_bytes: int = MAX_BYTES) -> int:

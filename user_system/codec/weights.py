@@ -57,9 +57,31 @@ class Entry(NamedTuple):
 def tensor_hash(array: Array) -> str:
     """Return the hex sha256 over dtype, shape and bytes of one tensor."""
     block = little_endian(array, "tensor")
-    digest = hashlib.sha256(f"{block.dtype.name}[{','.join(map(str, block.shape))}]\n".encode())
+    digest = tensor_digest(block.dtype.name, block.shape)
     digest.update(raw(block))
     return digest.hexdigest()
+
+
+def tensor_digest(dtype: str, shape: Sequence[int]) -> "hashlib._Hash":
+    """Return the digest of a tensor of which no byte has been added yet."""
+    return hashlib.sha256(f"{dtype}[{','.join(map(str, shape))}]\n".encode())
+
+
+def round_to_bfloat16(array: Array) -> Array:
+    """Return float32 numbers rounded to those of bfloat16, half to even; others as they are.
+
+    They stay float32, with lower halves of zero: whoever acts with them, here or there, acts with
+    the same numbers, and on the way they take two bytes each (see ``codec.deltas``).
+    """
+    values = np.asarray(array)
+    if values.dtype != np.float32:
+        return values
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    upper = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    # What is not finite must stay so, whatever its lower half.
+    rounded = np.where(np.isfinite(values), upper.view(np.float32).reshape(values.shape), values)
+    return rounded.astype(np.float32, copy=False)
 
 
 def entries(

@@ -18,6 +18,7 @@ class Deed(StrEnum):
     ESTOP = "estop"
     ATTACH = "attach"
     WEIGHTS = "weights"
+    ROLLBACK = "rollback"
     LOGIN = "login"
     LOGIN_REFUSED = "login.refused"
     LOGOUT = "logout"
@@ -42,6 +43,7 @@ MEANING: Mapping[Deed, str] = {
     Deed.ESTOP: "somebody stopped a robot; at most one record a second for each robot and person",
     Deed.ATTACH: "a robot host went into service, with which robots",
     Deed.WEIGHTS: "a learner published a version of a policy",
+    Deed.ROLLBACK: "an engineer made an older version of a policy a new one",
     Deed.LOGIN: "a person logged in on the page, from where",
     Deed.LOGIN_REFUSED: "somebody tried to, with a wrong name or token",
     Deed.LOGOUT: "a person logged out",

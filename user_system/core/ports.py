@@ -1,8 +1,8 @@
 """Protocols through which siblings meet: each is implemented by one package, called by another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from user_system.core.types import Array, Fragment, Parcel
 
@@ -107,6 +107,9 @@ class Outbox(Protocol):
         """Wait for something put since the last call returned; False on timeout."""
 
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
 class TensorEntry(NamedTuple):
     """One tensor of a version of weights, by the hash of its content."""
 
@@ -135,6 +138,36 @@ class Manifest:
     """The learner's account: updates done, env steps seen."""
 
 
+class Near(NamedTuple):
+    """Where a tensor lies, for whoever shares the shelf's disk."""
+
+    file: str
+    """Relative to the shelf's directory."""
+    at: int
+    check: int
+    """xxh3-64 of its bytes."""
+
+
+class Travel(NamedTuple):
+    """How one tensor of a version comes to a receiver."""
+
+    form: str
+    """Of ``codec.deltas``; empty: it is there already; ``near``: at ``file``."""
+    size: int
+    """Bytes of it in what comes."""
+    file: str = ""
+    at: int = 0
+    check: int = 0
+
+
+class Version(NamedTuple):
+    """A version that is kept."""
+
+    manifest: Manifest
+    age_s: float
+    """Since it was offered, as far as the shelf remembers."""
+
+
 class Shelf(Protocol):
     """The weight store as the wire sees it. Thread-safe.
 
@@ -144,13 +177,13 @@ class Shelf(Protocol):
     """
 
     def offer(self, manifest: Manifest) -> tuple[str, Sequence[str]]:
-        """Begin an upload; return its id and the hashes of the tensors that the shelf lacks.
+        """Begin an upload, or go on with it; return its id and the hashes that the shelf lacks.
 
         Raises:
             SpecError: the manifest is no manifest, or larger than the shelf takes.
         """
 
-    def put(self, upload: str, tensor: str, offset: int, total: int, data: bytes) -> None:
+    def put(self, upload: str, tensor: str, offset: int, total: int, data: Buffer) -> None:
         """Take bytes ``[offset, offset + len(data))`` of the ``total`` bytes of tensor hash.
 
         Raises:
@@ -158,8 +191,18 @@ class Shelf(Protocol):
             StoreError: the disk failed.
         """
 
+    def adopt(self, upload: str, file: str) -> None:
+        """Take all that is missing from a file in the directory ``incoming`` of the shelf.
+
+        Raises:
+            SpecError: there is no such file, or it is not what was offered.
+        """
+
+    def missing(self, upload: str) -> Sequence[str]:
+        """Return the hashes that an upload still lacks."""
+
     def commit(self, upload: str) -> int:
-        """Assign the next version, make it durable, and return it.
+        """Assign the next version and return it; it is one that was never given before.
 
         The same weights as the newest version of the policy are that version again: a learner may
         repeat a publish whose answer it did not hear.
@@ -172,9 +215,25 @@ class Shelf(Protocol):
     def get(self, policy: str, version: int) -> Manifest | None:
         """Return version ``version`` of a policy, the newest for 0; None: there is none."""
 
-    def read(self, tensor: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """Return up to ``limit`` bytes of a tensor from ``offset``, and its total size.
+    def tensor(self, hash: str) -> Buffer:
+        """Return all bytes of a tensor.
 
         Raises:
             SpecError: no such tensor.
         """
+
+    def near(self, hash: str) -> Near:
+        """Return where a tensor lies.
+
+        Raises:
+            SpecError: no such tensor.
+        """
+
+    def age_s(self, policy: str, version: int) -> float:
+        """Return how long ago a version was offered, wall s."""
+
+    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+        """Have ``told`` called after each new version; return what ends that."""
+
+    def versions(self, policy: str = "") -> Sequence[Version]:
+        """Return the versions that are kept, of one policy or of all, oldest first."""

@@ -3,7 +3,7 @@
 import collections
 import time
 
-from user_system.edge.messages import WeightsReady
+from user_system.edge.messages import WeightsNews, WeightsReady
 from user_system.edge.worker_client import Loaded
 
 _REMEMBERED = 7
@@ -30,6 +30,11 @@ class ActingWeights:
         self._pinned_s = float("-inf")
         """When a pin was last in force."""
         self._ages: collections.deque[float] = collections.deque(maxlen=1000)
+        self._news: WeightsNews | None = None
+        """What the hub said last about the newest version."""
+        self._newer_s: float | None = None
+        """When the first version was offered that is newer than what acts; None: none is known."""
+        self._began_s = time.monotonic()
 
     def found(self, ready: WeightsReady) -> None:
         """Take note of a version that lies on this host's disk."""
@@ -39,6 +44,28 @@ class ActingWeights:
         self._newest = max(self._newest, ready.version)
         for version in [v for v in self._known if v != self._newest][:-_REMEMBERED]:
             del self._known[version]
+
+    def heard(self, news: WeightsNews) -> None:
+        """Take note of which version is the newest."""
+        self._news = news
+        if news.version <= self.version:
+            self._newer_s = None
+        elif self._newer_s is None:
+            self._newer_s = news.offered_s
+
+    @property
+    def stale_s(self) -> float:
+        """For how long what acts is not, or not known to be, the newest, wall s.
+
+        Counted from when something newer was offered, or else from when the hub last said that
+        there is nothing newer: while it is away the age grows. 0 where no weights exist yet.
+        """
+        now = time.monotonic()
+        if self._newer_s is not None:
+            return max(0.0, now - self._newer_s)
+        if self._news is not None:
+            return max(0.0, now - self._news.heard_s)
+        return now - self._began_s if self.version else 0.0
 
     def knows(self, version: int) -> bool:
         """Whether ``version`` lies on this host's disk; 0, the newest, need not be asked for."""
@@ -67,6 +94,9 @@ class ActingWeights:
             return
         fresh = news.version > self.version
         self.version = news.version
+        if self._news is not None:
+            behind = self._news.version > self.version
+            self._newer_s = self._news.offered_s if behind else None
         if ready is not None and fresh and not self._pinning:
             # While an evaluation pins another version nothing newer may act: that is no delay.
             self._ages.append(time.monotonic() - max(ready.offered_s, self._pinned_s))
@@ -81,7 +111,11 @@ class ActingWeights:
 
     def stats(self) -> dict[str, float]:
         """Return version, refusals, and the ages at which weights began to act, s."""
-        figures = {"version": float(self.version), "weights_refused": float(len(self._refused))}
+        figures = {
+            "version": float(self.version),
+            "weights_refused": float(len(self._refused)),
+            "weights_stale_s": self.stale_s,
+        }
         if self._ages:
             ages = sorted(self._ages)
             figures["weights_age_s"] = self._ages[-1]

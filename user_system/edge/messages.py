@@ -113,6 +113,17 @@ class WeightsReady:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsNews:
+    """The hub says which version of the robot's policy is the newest."""
+
+    version: int
+    offered_s: float
+    """Wall time (monotonic, s) at which its learner offered it."""
+    heard_s: float
+    """Wall time at which the hub said so."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeReport:
     """What became of an episode."""
 

@@ -7,16 +7,15 @@ Whatever the plugin raises, and every answer that is not what it declared, comes
 import logging
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from user_system.codec import weights as weights_codec
-from user_system.core.errors import PluginError, StoreError
+from user_system.core.errors import PluginError
 from user_system.core.interfaces import Policy
 from user_system.core.specs import PolicySpec
-from user_system.core.types import Array, Observation, Plan, Segment, Weights
+from user_system.core.types import Array, Observation, Plan, Segment
+from user_system.edge.reading import Read, read
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +88,16 @@ class Mind:
 
     def load(self, version: int, path: str) -> str:
         """Load weights from a file; return why they are refused, and then nothing changed."""
+        return self.take(read(version, path))
+
+    def take(self, found: Read) -> str:
+        """Take over weights that were read; return why not, and then nothing changed."""
+        if (weights := found.weights) is None:
+            return found.error
+        doing = f"load version {found.version}"
         try:
-            weights = Weights(**weights_codec.load(Path(path)))
-            guarded(self.name, f"load version {version}", lambda: self._policy.load(weights))
-        except (PluginError, StoreError, TypeError) as refused:
+            guarded(self.name, doing, lambda: self._policy.load(weights))
+        except PluginError as refused:
             return str(refused)
         return ""
 

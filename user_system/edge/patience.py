@@ -30,3 +30,11 @@ class SessionConfig:
     """Rest for want of a plan after which the episode is given up and a person is asked."""
     plugin_failures: int = 3
     """Failures in a row after which a person must look."""
+
+    def pace(self, *, slow: bool) -> float:
+        """Return the rate of a simulated robot's clock; ``slow``: no faster than the wall's."""
+        return min(1.0, self.rate) if slow else self.rate
+
+    def silence_ms(self, *, first: bool) -> float:
+        """Return how long a driving person may be silent, before the first command and after it."""
+        return self.operator_first_ms if first else self.operator_lost_ms

@@ -19,6 +19,7 @@ from user_system.core.interfaces import ActMode
 from user_system.core.specs import PolicySpec
 from user_system.core.types import Array, Observation, Plan, Segment
 from user_system.edge.mind import Mind
+from user_system.edge.reading import Read, read_aside
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,14 @@ class Away:
     why: str
 
 
-Said = Ready | Planned | Unplanned | Failed | Took | Acts | Away
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that the seat is to do in its own thread, between two plans."""
+
+    run: Callable[[], None]
+
+
+Said = Ready | Planned | Unplanned | Failed | Took | Acts | Away | Due
 Tell = Callable[[Said], None]
 
 
@@ -149,8 +157,12 @@ class Inline:
         return Planned(self._episode, step, plan, took_ms, took_ms)
 
     def load(self, version: int, path: str) -> None:
-        """Load weights."""
-        self._tell(Took(version, self._mind.load(version, path)))
+        """Load weights: they are read aside, and taken over between two plans."""
+
+        def take(found: Read) -> None:
+            self._tell(Took(version, self._mind.take(found)))
+
+        read_aside(version, path, lambda found: self._tell(Due(lambda: take(found))))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -232,9 +244,12 @@ class Apart:
         return None
 
     def load(self, version: int, path: str) -> None:
-        """Load weights, between plans."""
-        load = self._mind.load
-        self._jobs.put(_Job(lambda: self._tell(Took(version, load(version, path)))))
+        """Load weights: they are read aside, and taken over between two plans."""
+
+        def take(found: Read) -> None:
+            self._tell(Took(version, self._mind.take(found)))
+
+        read_aside(version, path, lambda found: self._jobs.put(_Job(lambda: take(found))))
 
     def close(self) -> None:
         """Have the thread end after what waits; a plugin that hangs is left behind."""

@@ -6,8 +6,7 @@ is injected; so every order of events can be tried. The rules it keeps:
 - A mode changes along ``core.modes.TABLE`` and not otherwise.
 - Faults and stops end the episode and wait for a person: ``RELEASE`` leads to HOLD and no further.
 - Where a person or a mishap held the robot, it goes on by itself only after ``HAND_BACK``
-  (``paused``); a person who went away is not somebody who handed back, and neither is an agent
-  that was restarted, so that is remembered.
+  (``paused``); that is remembered, for a restarted agent is nobody who handed back.
 - A request that comes twice is carried out once: an old release must not undo a newer stop.
 - A failed plugin ends its episode and the next one is tried; three in a row wait for a person.
 """
@@ -96,6 +95,7 @@ class Session:
         self.slow = False
         """Whether plans come later than the step that asks: the first one is waited for at rest."""
         self._starving = ""
+        self.stale, self._rests = "", False  # why weights are too old; holding for that alone
         self.effects: list[Effect] = []
         self.takeovers = 0
         self._episode: Episode | None = None
@@ -518,28 +518,25 @@ class Session:
                 self._stopped(Event.FAULT, Who.SESSION, "the release did not clear the fault")
         self._keep_pace(now)
         self._keep()
+        if self.stale and self.mode is Mode.AUTO:
+            self._go(Event.HOLD, Who.SESSION)
+            self._rests, self.help = True, self.stale
         if self.mode is Mode.HOLD and not self.paused:
             self._go_on(now)
 
     def _watch_people(self, now: int) -> None:
         holder = self.leases.holder
         if self.leases.expire() and self.mode in HUMAN_MODES | {Mode.REWIND}:
-            return self._lost(holder, f"the lease of {holder} ran out")
-        if self.mode in HUMAN_MODES:
+            self._lost(holder, f"the lease of {holder} ran out")
+        elif self.mode in HUMAN_MODES:
             silence = (now - max(self._heard, self._entered)) / MS
-            first = self._heard <= self._entered
-            limit = self.config.operator_first_ms if first else self.config.operator_lost_ms
-            if silence > limit:
+            if silence > self.config.silence_ms(first=self._heard <= self._entered):
                 self._lost(holder, f"{holder} fell silent")
-        return None
 
     def _keep_pace(self, now: int) -> None:
-        lease = self.leases.lease
         idle = self.mode is Mode.HOLD and self._episode is None
         waits = idle and now - self._entered > self.config.idle_ms * MS
-        rate = self.config.rate
-        if waits or (lease and lease.realtime):
-            rate = min(1.0, rate)
+        rate = self.config.pace(slow=waits or bool((e := self.leases.lease) and e.realtime))
         if self._driver and rate != self._rate:
             self._rate = rate
             self.effects.append(Pace(rate))
@@ -566,6 +563,9 @@ class Session:
             self.effects.append(Begin(episode.assignment))
         elif episode.stage == "ready":
             self._run(episode)
+        elif self._rests and not self.stale:
+            self.effects.append(Replan())
+            self._let_act(episode)
 
     def _want(self, now: int) -> None:
         if self._full:
@@ -594,6 +594,7 @@ class Session:
     def _enter(self, mode: Mode) -> None:
         if mode is not self.mode:
             log.info("%s: %s -> %s", self.name, self.mode, mode)
+            self._rests = False
         if self.mode is Mode.RESET and self._episode:
             self._episode.interrupt()
         self.mode, self._entered, self._starving = mode, self._wall.now_ns(), ""

@@ -30,6 +30,7 @@ from user_system.edge.messages import (
     OperatorCommand,
     Request,
     Trouble,
+    WeightsNews,
     WeightsReady,
 )
 from user_system.edge.periods import Periods
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 _INBOX = 256
 """What may wait for a loop before commands are dropped: a second of two people's at 100 Hz."""
 
-Heard = Grant | Assignment | Request | OperatorCommand | WeightsReady | Trouble
+Heard = Grant | Assignment | Request | OperatorCommand | WeightsReady | WeightsNews | Trouble
 """What other threads post to a robot's loop."""
 
 
@@ -94,6 +95,9 @@ class StationConfig:
     """Time for which a fast robot clock stands for who drives it; below ``driver.STAND_S``."""
     away_s: float = 2.0
     """Time without any reading after which a driver that lives counts as gone."""
+    max_weights_age_s: float | None = None
+    """For how long the policy may act with weights that are not known to be the newest; None: as
+    long as need be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +256,23 @@ class Station:
         self.session.slow = not self.advisor.chunks.prompt
         if self._pinned not in {0, self.weights.version} and not self.advisor.away:
             self.session.unready = f"Waits for version {self._pinned} of its policy."
+        self.session.stale = stale = self._stale()
+        self.session.unready = self.session.unready or stale
         self.session.tick()
         self._perform()
         if not self.session.recording:
             self._load_weights()
+
+    def _stale(self) -> str:
+        """Return why the policy may not act with the weights that it has; empty: it may."""
+        limit, stale_s = self.config.max_weights_age_s, self.weights.stale_s
+        if limit is None or self._pinned or stale_s <= limit:
+            return ""
+        return (
+            f"Version {self.weights.version} of {self.policy!r} has not been known as the newest "
+            f"for {stale_s:.0f} s, allowed: {limit:g} s. It goes on by itself with newer weights; "
+            "see to the link to the head, and to the learner."
+        )
 
     def executed(self, seen: Telemetry) -> Array | None:
         """Close the step that ended; return what was executed in it ``(Da,)``, if one was open."""
@@ -450,6 +467,8 @@ class Station:
                 self.session.assign(heard)
             case WeightsReady():
                 self.weights.found(heard)
+            case WeightsNews():
+                self.weights.heard(heard)
             case Trouble():
                 self.session.trouble(heard.why)
 

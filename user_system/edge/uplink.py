@@ -23,7 +23,7 @@ from comms.link import Link
 from comms.packing import Packing
 from comms.pb import fresh_pb2, hub_pb2
 from comms.tunnel import Tunnel
-from comms.weights import WeightFetcher
+from comms.weight_puller import WeightPuller
 from user_system.core.clock import MS, SECOND
 from user_system.core.modes import HUMAN_MODES
 from user_system.core.specs import RobotSpec
@@ -70,6 +70,7 @@ class Uplink:
         away: policies that act at the head, whose weights are not fetched.
         link: what is known of the link, and may be put on it.
         lossy: cameras whose images are kept as JPEG.
+        shelf: directory of the weight store, where this host shares its disk.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Uplink:
         away: frozenset[str] = frozenset(),
         link: Link | None = None,
         lossy: Sequence[str] = (),
+        shelf: Path | None = None,
     ):
         self._away = away
         self._tunnel, self._host, self._boot = tunnel, host, boot
@@ -99,7 +101,12 @@ class Uplink:
         self._experience = ExperienceClient(
             replay or tunnel, outbox, host, packing=packing, budget=lane
         )
-        self._weights = WeightClient(WeightFetcher(tunnel), weights, self._weights_ready)
+        self._weights = WeightClient(
+            lambda: WeightPuller(tunnel, budget=self._link.weights),
+            weights,
+            self._weights_ready,
+            near=shelf,
+        )
         self._pictures: queue.Queue[tuple[str, str, Array, int]] = queue.Queue(8)
         self._known: dict[str, float] = {}
         """Of the link, as last looked at: a robot's loop does not look itself."""
@@ -127,6 +134,8 @@ class Uplink:
         first = not self._entries
         self._entries |= {entry.name: entry for entry in entries}
         self._fresh.subscribe(robots=tuple(self._entries))
+        for policy in {entry.policy for entry in entries} - self._away:
+            self._weights.follow(policy)
         if first:
             self._hub.start()
         else:
@@ -172,10 +181,16 @@ class Uplink:
                 elif isinstance(message, fresh_pb2.Stop):
                     stop = say.Request(message.robot, "estop", message.operator)
                     self._post(message.robot, stop)
-                elif (
-                    isinstance(message, fresh_pb2.Announcement) and message.policy not in self._away
-                ):
-                    self._weights.announce(message.policy, message.version, message.age_s)
+                elif isinstance(message, fresh_pb2.Announcement):
+                    self._announced(message)
+
+    def _announced(self, message: fresh_pb2.Announcement) -> None:
+        """Let the robots of a policy know how new the newest weights are."""
+        now = time.monotonic()
+        heard = say.WeightsNews(message.version, now - message.age_s, now)
+        for entry in list(self._entries.values()):
+            if entry.policy == message.policy:
+                self._post(entry.name, heard)
 
     def _weights_ready(self, policy: str, ready: say.WeightsReady) -> None:
         for entry in list(self._entries.values()):
@@ -345,6 +360,7 @@ FIGURES = (
     "put_ms",
     "weights_age_s",
     "weights_age_p99_s",
+    "weights_stale_s",
     "clipped",
     "holds",
     "tick_overruns",

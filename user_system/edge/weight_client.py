@@ -1,186 +1,418 @@
-"""Weights on their way to a robot host: announced, fetched, verified, laid down for the workers.
+"""Weights on their way to a robot host: wanted, checked, laid down for the workers.
 
-An announcement says which version is the newest; it is repeated every second, so losing one costs
-nothing. What is fetched is whole and verified before a robot's loop hears of it, and lies in a file
-that the policy worker reads itself: weights never pass through the agent's loops. Versions move
-forward only; an older one is fetched when an evaluation is pinned to it, and never otherwise.
+For each policy one thread always wants the first version that is newer than what is here, so a new
+one begins to come as soon as there is one; an evaluation's pinned version goes before. What has
+come is checked as a whole (architecture, hash, finite numbers) before a robot's loop hears of it,
+and lies in files that the policy worker reads itself: weights never pass through the agent's loops.
+Versions move forward only. What is here stays, so that a host that comes back while the head is
+away acts with what it had.
 """
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from user_system.codec import weights as codec
-from user_system.core.errors import DamageError, LinkError, UserSystemError
+from comms.weight_bodies import HELD, NEAR
+from comms.weight_puller import Transfer, Wanted
+from user_system.codec import deltas
+from user_system.codec.arrays import Buffer, checked_size, checksum, width
+from user_system.core.errors import (
+    DamageError,
+    MissingError,
+    SpecError,
+    StoreError,
+    UserSystemError,
+)
+from user_system.core.ports import Manifest, TensorEntry, Travel
 from user_system.core.supervise import Backoff
-from user_system.core.types import Weights
 from user_system.edge.messages import WeightsReady
+from user_system.edge.weight_files import MAX_BYTES, Folder, Laid, Partial, finite, map_file, verify
 
 log = logging.getLogger(__name__)
 
+KEEP_AFTER_S = 0.05
+"""A transfer that takes longer is kept on disk as it comes, for a later life of this process."""
 
-class Fetcher(Protocol):
-    """Where weights come from; ``comms.weights.WeightFetcher`` is one. One caller at a time."""
+_LACKING_S = 5.0
+"""Time between two looks for a frozen base that is not there."""
 
-    def fetch(self, policy: str, version: int = 0) -> Weights:
-        """Return a version, the newest for 0."""
+OnReady = Callable[[str, WeightsReady], None]
 
 
-def verify(weights: Weights) -> None:
-    """Make sure that weights are what their version stands for, and finite.
+class Puller(Protocol):
+    """Where weights come from: ``comms.weight_puller.WeightPuller``. One caller at a time."""
 
-    Raises:
-        DamageError: they are not.
-    """
-    if codec.weights_hash(weights.modules, weights.statistics) != weights.hash:
-        raise DamageError("weights do not have their hash", got=weights.version)
-    for module, tensors in {**weights.modules, "statistics": weights.statistics}.items():
-        for name, tensor in tensors.items():
-            if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-                raise DamageError("weights are not finite", got=f"{module}/{name}")
+    def pull(self, want: Wanted) -> Transfer | None:
+        """Wait until what is wanted begins to come; None: ``wake`` was called."""
+
+    def wake(self) -> None:
+        """Have ``pull`` return."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+    def stats(self) -> Mapping[str, float]:
+        """Return counters."""
 
 
 class WeightClient:
-    """Fetches announced versions in a thread of its own. Thread-safe.
+    """Keeps the policies of a robot host up to date. Thread-safe.
 
     Args:
-        fetcher: where weights come from.
-        directory: where they are laid down, one file per version.
+        puller: makes a connection, one per policy.
+        directory: where versions are laid down.
         on_ready: called with (policy, where it lies) for each version that is there.
         keep: versions per policy that stay on the disk.
+        near: the store's directory, where this host shares its disk.
+        pack: whether tensors may come compressed, which pays on a slow line only.
     """
 
     def __init__(
         self,
-        fetcher: Fetcher,
+        puller: Callable[[], Puller],
         directory: Path,
-        on_ready: Callable[[str, WeightsReady], None],
+        on_ready: OnReady,
+        *,
         keep: int = 8,
+        near: Path | None = None,
+        pack: bool = True,
     ):
-        self._fetcher, self._directory, self._on_ready = fetcher, directory, on_ready
-        self._keep = keep
-        self._news = threading.Condition()
-        self._announced: dict[str, tuple[int, float]] = {}
-        self._wanted: set[tuple[str, int]] = set()
-        self._here: dict[tuple[str, int], WeightsReady] = {}
-        self._bad: dict[tuple[str, int], str] = {}
-        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
-        self._open = True
-        self._fetch_s = 0.0
-        self._failures = 0
+        self._puller, self._directory, self._on_ready = puller, directory, on_ready
+        self._keep, self._near, self._pack = keep, near, pack
+        self._lock = threading.Lock()
+        self._followers: dict[str, Follower] = {}
+        self._open = False
 
     def start(self) -> None:
         """Begin to fetch."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._thread.start()
+        with self._lock:
+            self._open = True
+            followers = list(self._followers.values())
+        for follower in followers:
+            follower.start()
 
-    def announce(self, policy: str, version: int, age_s: float) -> None:
-        """Hear that ``version`` is the newest and was offered ``age_s`` ago."""
-        with self._news:
-            if version > self._announced.get(policy, (0, 0.0))[0]:
-                self._announced[policy] = (version, time.monotonic() - age_s)
-                self._news.notify()
+    def follow(self, policy: str) -> None:
+        """Keep a policy up to date from now on."""
+        with self._lock:
+            if policy in self._followers:
+                return
+            follower = Follower(
+                policy,
+                self._puller(),
+                self._directory,
+                self._on_ready,
+                keep=self._keep,
+                near=self._near,
+                pack=self._pack and self._near is None,
+            )
+            self._followers[policy] = follower
+            started = self._open
+        if started:
+            follower.start()
 
     def need(self, policy: str, version: int) -> None:
         """Ask for one version, whatever its age."""
-        with self._news:
-            self._wanted.add((policy, version))
-            self._news.notify()
-
-    def _run(self) -> None:
-        backoff = Backoff(base_s=0.1, cap_s=5.0)
-        while (work := self._next()) is not None:
-            policy, version, offered = work
-            began = time.monotonic()
-            try:
-                ready = self._fetch(policy, version, offered)
-            except LinkError as error:
-                log.info("weights %s %d: %s", policy, version, error)
-                self._failures += 1
-                self._pause(backoff.died(0.0))
-                continue
-            except UserSystemError as error:
-                log.warning("weights %s %d are refused: %s", policy, version, error)
-                with self._news:
-                    self._bad[policy, version] = str(error)
-                    self._wanted.discard((policy, version))
-                continue
-            backoff.failures = 0
-            self._fetch_s = time.monotonic() - began
-            self._on_ready(policy, ready)
-
-    def _next(self) -> tuple[str, int, float] | None:
-        """Wait for the next version to fetch: pinned ones first, then the newest of each policy."""
-        with self._news:
-            while self._open:
-                for policy, version in sorted(self._wanted):
-                    return policy, version, time.monotonic()
-                for policy, (version, offered) in self._announced.items():
-                    if not {(policy, version)} & (self._here.keys() | self._bad.keys()):
-                        return policy, version, offered
-                self._news.wait(1.0)
-        return None
-
-    def _fetch(self, policy: str, version: int, offered: float) -> WeightsReady:
-        ready = self._here.get((policy, version))
-        if ready is None:
-            weights = self._fetcher.fetch(policy, version)
-            if (weights.policy, weights.version) != (policy, version):
-                raise DamageError(
-                    "other weights came than were asked for",
-                    got=(weights.policy, weights.version),
-                    allowed=(policy, version),
-                )
-            verify(weights)
-            ready = WeightsReady(version, str(self._lay_down(weights)), offered)
-        with self._news:
-            # In the order in which they were asked for last: an evaluation pins an old one.
-            self._here.pop((policy, version), None)
-            self._here[policy, version] = ready
-            self._wanted.discard((policy, version))
-        self._tidy(policy)
-        return ready
-
-    def _lay_down(self, weights: Weights) -> Path:
-        """Write the file whole or not at all; not synced, since it can be fetched again."""
-        path = self._directory / f"{weights.policy}-{weights.version}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        tree = {field: getattr(weights, field) for field in Weights.__slots__}
-        temporary.write_bytes(codec.to_bytes(tree))
-        temporary.replace(path)
-        return path
-
-    def _tidy(self, policy: str) -> None:
-        with self._news:
-            newest = max(v for p, v in self._here if p == policy)
-            others = [key for key in self._here if key[0] == policy and key[1] != newest]
-            gone = [self._here.pop(key) for key in others[: max(0, len(others) + 1 - self._keep)]]
-        for ready in gone:
-            Path(ready.path).unlink(missing_ok=True)
-
-    def _pause(self, seconds: float) -> None:
-        with self._news:
-            self._news.wait(seconds)
+        self.follow(policy)
+        self._followers[policy].need(version)
 
     def close(self) -> None:
         """Stop fetching."""
-        with self._news:
-            self._open = False
-            self._news.notify()
+        with self._lock:
+            followers = list(self._followers.values())
+        for follower in followers:
+            follower.close()
+
+    def stats(self) -> dict[str, float]:
+        """Return counters and gauges, summed over the policies."""
+        with self._lock:
+            followers = list(self._followers.values())
+        figures: dict[str, float] = {}
+        for follower in followers:
+            for name, value in follower.stats().items():
+                figures[name] = figures.get(name, 0.0) + value
+        return figures
+
+
+class Follower:
+    """Keeps one policy up to date, in a thread of its own; see ``WeightClient``."""
+
+    def __init__(
+        self,
+        policy: str,
+        puller: Puller,
+        directory: Path,
+        on_ready: OnReady,
+        *,
+        keep: int,
+        near: Path | None,
+        pack: bool,
+    ):
+        self._policy, self._puller, self._on_ready = policy, puller, on_ready
+        self._bases = directory / "bases"
+        self._folder = Folder(directory / policy)
+        self._partial = Partial(directory / policy / "coming.body")
+        self._keep, self._near, self._pack = keep, near, pack
+        self._here: dict[int, Laid] = {}
+        """In the order in which they were asked for last: an evaluation pins an old one."""
+        self._newest = 0
+        """Newest version that was looked at, taken or refused."""
+        self._pins: set[int] = set()
+        self._lock = threading.Lock()
+        self._pause = threading.Event()
+        self._trying = 0
+        """Version that is coming."""
+        self._again = False
+        """Whether what failed is to be tried in another way."""
+        self._open = True
+        self._figures = dict.fromkeys(("refused", "failures", "fetch_s", "lacking_bases"), 0.0)
+        self._thread = threading.Thread(target=self._run, name=f"weights {policy}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def need(self, version: int) -> None:
+        """Ask for one version, whatever its age; thread-safe."""
+        with self._lock:
+            self._pins.add(version)
+        self._puller.wake()
+
+    def close(self) -> None:
+        """Stop; thread-safe."""
+        self._open = False
+        self._pause.set()
+        self._puller.wake()
+        self._puller.close()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
     def stats(self) -> dict[str, float]:
         """Return counters and gauges."""
-        return {
-            "weights_here": float(len(self._here)),
-            "weights_bad": float(len(self._bad)),
-            "weights_fetch_s": self._fetch_s,
-            "weights_failures": float(self._failures),
-        }
+        names = {name: f"weights_{name}" for name in self._figures}
+        figures = {names[name]: value for name, value in self._figures.items()}
+        return {**self._puller.stats(), **figures, "weights_here": float(len(self._here))}
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._restore()
+        backoff = Backoff(base_s=0.1, cap_s=5.0)
+        while self._open:
+            want = self._want()
+            if want.version in self._here:
+                self._ready(self._here[want.version], time.monotonic())
+                continue
+            self._trying = want.version
+            try:
+                transfer = self._puller.pull(want)
+                if transfer is not None:
+                    self._receive(want, transfer)
+                    backoff.failures = 0
+            except MissingError as error:
+                self._gone(want, error)
+            except (DamageError, SpecError) as error:
+                self._refuse(want, error)
+                if not self._trying:
+                    self._pause.wait(backoff.died(0.0))
+            except UserSystemError as error:
+                log.info("weights of %s: %s", self._policy, error)
+                self._figures["failures"] += 1
+                self._pause.wait(backoff.died(0.0))
+
+    def _restore(self) -> None:
+        """Act with what an earlier life of this host had, until there is something newer."""
+        self._partial.open()
+        found = self._folder.open()
+        self._here = {laid.manifest.version: laid for laid in found}
+        for laid in found:
+            self._newest = max(self._newest, laid.manifest.version)
+            self._ready(laid, time.monotonic())
+
+    def _want(self) -> Wanted:
+        """Return what is wanted next: a pinned version, what broke, or the next newer one."""
+        with self._lock:
+            pin = min(self._pins, default=0)
+        partial, held = self._partial, max(self._here, default=0)
+        if not pin and partial.body:
+            if partial.held and partial.held not in self._here:
+                partial.drop()
+            else:
+                held = partial.held
+        version = pin or partial.version
+        comes = bool(partial.body) and version == partial.version and held == partial.held
+        return Wanted(
+            self._policy,
+            version=version,
+            newer_than=0 if version else self._newest,
+            held=held,
+            held_hash=self._here[held].manifest.hash if held else "",
+            body=partial.body if comes else "",
+            offset=len(partial.data) if comes else 0,
+            pack=self._pack,
+            near=self._near is not None,
+        )
+
+    def _receive(self, want: Wanted, transfer: Transfer) -> None:
+        """Take a version in, check it, and lay it down."""
+        manifest, began = transfer.manifest, time.monotonic()
+        self._trying = manifest.version
+        self._check_fit(manifest, transfer.travels)
+        self._check_bases(manifest)
+        partial = self._partial
+        partial.begin(transfer.body, manifest.version, want.held, transfer.offset)
+        for data in transfer:
+            slow = time.monotonic() - began > KEEP_AFTER_S
+            partial.add(data, keep=slow or transfer.offset > 0)
+        held = self._here.get(want.held)
+        laid = self._folder.lay(manifest, *self._decode(transfer, held), held)
+        partial.drop()
+        self._newest = max(self._newest, manifest.version)
+        self._figures["fetch_s"] = time.monotonic() - began
+        self._ready(laid, began - transfer.age_s)
+
+    def _check_fit(self, manifest: Manifest, travels: tuple[Travel, ...]) -> None:
+        """Refuse another architecture, and more bytes than the tensors have, before they come.
+
+        Raises:
+            SpecError: names, shapes or dtypes are not those that the policy has.
+            DamageError: what comes cannot be these tensors.
+        """
+        known = next(iter(self._here.values()), None)
+        if known is not None:
+            different = _shapes(known.manifest) ^ _shapes(manifest)
+            if different:
+                texts = sorted(f"{m}/{n} {d}{list(s)}" for m, n, d, s in different)
+                raise SpecError(
+                    f"weights of another architecture than {self._policy!r} has",
+                    got=", ".join(texts[:4]),
+                )
+        total = 0
+        for entry, travel in zip(manifest.tensors, travels, strict=True):
+            size = _size(entry)
+            total += size
+            if travel.size > size:
+                raise DamageError("more bytes than a tensor has", got=travel.size, allowed=size)
+        if total > MAX_BYTES:
+            raise SpecError("weights are too large", got=total, allowed=MAX_BYTES)
+
+    def _check_bases(self, manifest: Manifest) -> None:
+        """Make sure that the frozen bases are here: they never travel.
+
+        Raises:
+            MissingError: says which is missing, and where it belongs.
+        """
+        for name, hash in manifest.bases.items():
+            place = self._bases / Path(hash).name
+            if not place.exists():
+                raise MissingError(
+                    f"policy {self._policy!r} needs the frozen base {name!r}, which never travels",
+                    got=f"nothing at {place}",
+                    todo="Put the base with that hash there on this host.",
+                )
+
+    def _decode(
+        self, transfer: Transfer, held: Laid | None
+    ) -> tuple[dict[str, Buffer], dict[str, tuple[Path, int]]]:
+        """Return the tensors that came by hash, verified, and where those lie that are near.
+
+        Raises:
+            DamageError: what came is not what the manifest says.
+            SpecError: numbers that are not finite.
+        """
+        fresh: dict[str, Buffer] = {}
+        near: dict[str, tuple[Path, int]] = {}
+        files: dict[Path, memoryview] = {}
+        body, at = memoryview(self._partial.data), 0
+        for entry, travel in zip(transfer.manifest.tensors, transfer.travels, strict=True):
+            if travel.form == HELD:
+                if not (
+                    entry.hash in fresh
+                    or entry.hash in near
+                    or (held and entry.hash in held.tensors)
+                ):
+                    raise DamageError("a tensor did not come", got=f"{entry.module}/{entry.name}")
+            elif travel.form == NEAR:
+                place = self._near_file(travel)
+                if place not in files:
+                    files[place] = map_file(place)
+                there = files[place][travel.at : travel.at + _size(entry)]
+                # The store has verified its hash in this very file.
+                if len(there) != _size(entry) or checksum(there) != travel.check:
+                    raise DamageError(f"{place} is not what the store says it is")
+                if not finite(entry.dtype, there):
+                    raise SpecError(f"tensor {entry.module}/{entry.name} is not finite")
+                near[entry.hash] = place, travel.at
+            else:
+                coded = body[at : at + travel.size]
+                base = held.tensor(entry) if held else None
+                data = deltas.decode(travel.form, coded, _size(entry), width(entry.dtype), base)
+                verify(entry, data)
+                fresh[entry.hash] = data
+                at += travel.size
+        return fresh, near
+
+    def _near_file(self, travel: Travel) -> Path:
+        """Return a file of the store.
+
+        Raises:
+            DamageError: it points outside, or was not asked for.
+        """
+        path = Path(travel.file)
+        if self._near is None or path.is_absolute() or ".." in path.parts:
+            raise DamageError("a tensor is said to lie where it cannot", got=travel.file[:200])
+        if not (self._near / path).is_file():
+            # It may be another machine that only looks like the store's: from now on over the wire.
+            log.warning("%s is not there; weights of %s are sent", self._near / path, self._policy)
+            self._near, self._again = None, True
+            raise DamageError("a tensor does not lie where it should", got=str(path))
+        return self._near / path
+
+    def _ready(self, laid: Laid, offered_s: float) -> None:
+        version = laid.manifest.version
+        with self._lock:
+            self._here.pop(version, None)
+            self._here[version] = laid
+            self._pins.discard(version)
+            newest = max(self._here)
+            others = [v for v in self._here if v != newest]
+            for gone in others[: max(0, len(others) + 1 - self._keep)]:
+                del self._here[gone]
+        self._folder.keep(self._here.values())
+        self._on_ready(self._policy, WeightsReady(version, str(laid.path), offered_s))
+
+    def _gone(self, want: Wanted, error: MissingError) -> None:
+        """A version is not there any more, or a frozen base is not here."""
+        if want.body:
+            self._partial.drop()
+            return
+        log.warning("weights of %s: %s", self._policy, error)
+        with self._lock:
+            pinned = want.version in self._pins
+            self._pins.discard(want.version)
+        if not pinned:
+            self._figures["lacking_bases"] += 1
+            self._pause.wait(_LACKING_S)
+
+    def _refuse(self, want: Wanted, error: StoreError | SpecError) -> None:
+        """What came is not taken, now or later; what was begun by an earlier life comes anew."""
+        again, self._again = self._again or bool(want.offset), False
+        self._partial.drop()
+        if again:
+            log.info("weights of %s come anew: %s", self._policy, error)
+            return
+        log.warning("weights of %s are refused: %s", self._policy, error)
+        self._figures["refused"] += 1
+        with self._lock:
+            self._pins.discard(want.version)
+        self._newest = max(self._newest, self._trying)
+
+
+def _shapes(manifest: Manifest) -> set[tuple[str, str, str, tuple[int, ...]]]:
+    return {(e.module, e.name, e.dtype, tuple(e.shape)) for e in manifest.tensors}
+
+
+def _size(entry: TensorEntry) -> int:
+    return checked_size(entry.dtype, tuple(entry.shape), MAX_BYTES)

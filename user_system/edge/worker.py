@@ -35,6 +35,7 @@ from user_system.edge.planners import (
     Acts,
     Apart,
     Away,
+    Due,
     Failed,
     Inline,
     Planned,
@@ -233,6 +234,8 @@ class Seat:
                 self.link.send({"k": "away", "why": why})
             case Ready(spec):
                 self._meet(spec)
+            case Due(run):
+                run()
 
     def _meet(self, spec: PolicySpec) -> None:
         """Take note of what a policy elsewhere sees and answers.

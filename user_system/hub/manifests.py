@@ -1,15 +1,22 @@
 """What a set of weights must be before it is stored, and how its manifest is kept on disk."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from user_system.codec import weights as codec
-from user_system.codec.arrays import DTYPES
+from user_system.codec.arrays import DTYPES, Buffer
 from user_system.core.errors import DamageError, SpecError
 from user_system.core.ports import Manifest, TensorEntry
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+FORMAT = 2
+"""Of manifests on disk; 1 kept every tensor in a file of its own."""
 
 
 def check_offer(manifest: Manifest, max_bytes: int) -> None:
@@ -53,7 +60,7 @@ def check_architecture(known: Manifest, offered: Manifest) -> None:
         )
 
 
-def check_tensor(entry: TensorEntry, data: bytes) -> None:
+def check_tensor(entry: TensorEntry, data: Buffer) -> None:
     """Check the bytes of one tensor against its entry.
 
     Raises:
@@ -82,12 +89,19 @@ def nbytes(entry: TensorEntry) -> int:
 
 def is_hash(text: str) -> bool:
     """Return whether ``text`` is a sha256 in hex, and so safe as a file's name."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return _HASH.fullmatch(text) is not None
 
 
-def to_json(manifest: Manifest) -> dict[str, Any]:
-    """Return a manifest as JSON can hold it."""
-    return {
+def to_bytes(manifest: Manifest, brought: Mapping[str, int]) -> bytes:
+    """Return a manifest as it is kept on disk.
+
+    Args:
+        manifest: what the version consists of.
+        brought: tensors that came with it, and where each begins in its file.
+    """
+    value: dict[str, Any] = {
+        "format": FORMAT,
+        "brought": dict(brought),
         "policy": manifest.policy,
         "version": manifest.version,
         "hash": manifest.hash,
@@ -95,25 +109,38 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
         "bases": dict(manifest.bases),
         "notes": dict(manifest.notes),
     }
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def read(path: Path) -> Manifest:
-    """Return the manifest that was written to ``path``.
+def read(path: Path) -> tuple[Manifest, dict[str, int]]:
+    """Return the manifest that was written to ``path``, and what it says to have brought.
 
     Raises:
         DamageError: it is not what was written.
     """
     try:
         value = json.loads(path.read_text())
+        if value.get("format") != FORMAT:
+            raise DamageError(
+                f"{path} is of another format",
+                got=value.get("format"),
+                allowed=FORMAT,
+                todo="It was written by an older release: publish the weights again.",
+            )
+        brought = {str(tensor): int(at) for tensor, at in value["brought"].items()}
         tensors = tuple(TensorEntry(m, n, d, tuple(s), h) for m, n, d, s, h in value["tensors"])
         bases, notes = dict(value["bases"]), dict(value["notes"])
         version = int(value["version"])
         manifest = Manifest(value["policy"], version, value["hash"], tensors, bases, notes)
-    except (ValueError, KeyError, TypeError) as error:
+        if not brought.keys() <= {entry.hash for entry in tensors} or min(
+            brought.values(), default=0
+        ):
+            raise ValueError("tensors that are not of it")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamageError(f"{path} is damaged", got=str(error)) from error
     if manifest.hash != content_hash(manifest):
         raise DamageError(f"{path} is damaged", got="a hash that is not that of its tensors")
-    return manifest
+    return manifest, brought
 
 
 def _shapes(manifest: Manifest) -> set[tuple[str, str, str, tuple[int, ...]]]:

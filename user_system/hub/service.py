@@ -142,6 +142,7 @@ class Hub:
     def close(self) -> None:
         """Let go of the files."""
         self.audit.close()
+        self.weights.close()
 
     def tick(self) -> None:
         """Expire leases, hand out work that became available, write down what cannot wait.
@@ -287,6 +288,17 @@ class Hub:
         if report.kind == LEARNER:
             self.book.behind_steps = report.figures.get("behind_steps", 0.0)
         return hub_pb2.ReportReply(phase=self.book.phase.value, env_steps=self.book.env_steps)
+
+    def roll_back(self, peer: Peer, policy: str, version: int) -> int:
+        """Make the content of an older version current again, as a new one; return that.
+
+        Raises:
+            ConfigError: no such version is kept.
+            StoreError: the disk refused; nothing was changed that is not in the audit.
+        """
+        self.weights.check_kept(policy, version)
+        self.audit.write(Deed.ROLLBACK, peer.name, policy=policy, back_to=str(version))
+        return self.weights.rollback(policy, version)
 
     # --- the audit log -------------------------------------------------------------------------
 

@@ -1,26 +1,48 @@
 """Versions of policies: tensors by the hash of their content, one manifest per version.
 
-    directory/tensors/<2 hex>/<hash>   the bytes of one tensor, once, however many versions use it
-    directory/<policy>/<version>.json  what a version consists of
-    directory/versions.json            the greatest version ever promised, per policy
+    directory/<policy>/<version>.json  what a version consists of, and what it brought
+    directory/<policy>/<version>.bin   the tensors that it brought, see ``packs``
+    directory/versions.json            the greatest version that may have been given, per policy
+    directory/incoming/                uploads under way
 
-Version numbers are assigned here and only grow: a number is on disk before it is used, so none is
-used twice. Going back to older weights is a new version with the old content. A manifest is written
-after its tensors, so a version that is seen is whole.
+Version numbers are assigned here and only grow: no number is given before the disk holds a greater
+or equal one, so none is ever given twice, whatever is lost. They are promised ``_AHEAD`` at a time,
+so that no publish waits for the disk; after a crash some are left out. Going back to older weights
+is a new version with the old content.
+
+What a version consists of is on the file system before anybody hears of it, tensors first, and so
+survives the death of this process. A thread forces it to disk right after; a power cut before that
+may take the newest versions. They are then set aside when the store is opened again, as is
+whatever else is not what was written, and the rest is served.
 """
 
+import logging
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from user_system.codec.arrays import Buffer, checksum
 from user_system.core.clock import SECOND, Clock
-from user_system.core.durable import read_json, write_bytes, write_json
-from user_system.core.errors import ConfigError, SpecError
-from user_system.core.ports import Manifest, TensorEntry
+from user_system.core.durable import read_json, write_json
+from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
+from user_system.core.ports import Manifest, Near, Version
 from user_system.hub import manifests
+from user_system.hub.flusher import Flusher
+from user_system.hub.packs import Packs, Table, Upload
+
+log = logging.getLogger(__name__)
+
+INCOMING = "incoming"
+
+_OLD = ".old"
+"""Suffix of a manifest whose version is forgotten while newer ones need tensors that it brought."""
+
+_AHEAD = 16
+"""Versions promised at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +69,12 @@ class WeightStoreConfig:
 
 
 @dataclass
-class _Upload:
+class _Pending:
     """An offer whose tensors are on their way."""
 
     manifest: Manifest
     offered_ns: int
-    partial: dict[str, bytearray] = field(default_factory=dict)
-
-    def entry(self, tensor: str) -> TensorEntry:
-        for entry in self.manifest.tensors:
-            if entry.hash == tensor:
-                return entry
-        raise SpecError("a tensor that was not offered", got=tensor[:80])
+    upload: Upload
 
 
 class WeightStore:
@@ -85,31 +101,69 @@ class WeightStore:
         self._config = config or WeightStoreConfig()
         self._published, self._pinned = published, pinned
         self._lock = threading.RLock()
+        self._packs = Packs(directory)
         self._manifests: dict[str, dict[int, Manifest]] = {}
         self._promised: dict[str, int] = {}
-        self._offered_ns: dict[str, int] = {}
-        self._uploads: OrderedDict[str, _Upload] = OrderedDict()
-        self._figures = dict.fromkeys(("puts", "doubled", "bytes_in", "bytes_out", "refused"), 0.0)
+        self._given: dict[str, int] = {}
+        self._offered_ns: dict[tuple[str, int], int] = {}
+        self._uploads: OrderedDict[str, _Pending] = OrderedDict()
+        self._watchers: list[Callable[[], None]] = []
+        self._flusher = Flusher()
+        self._figures = dict.fromkeys(("puts", "doubled", "bytes_in", "refused", "damaged"), 0.0)
 
     def open(self) -> None:
-        """Read the manifests back.
+        """Read the versions back; what is not what was written is set aside and named in the log.
 
         Raises:
-            DamageError: a file is not what was written; nothing is served then.
+            DamageError: it is not known which versions were given; nothing is served then.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / INCOMING).mkdir(parents=True, exist_ok=True)
         numbers = read_json(self._directory / "versions.json") or {}
+        for left in (self._directory / INCOMING).iterdir():
+            left.unlink()
         with self._lock:
             self._promised = {policy: int(version) for policy, version in numbers.items()}
+            self._given = dict(self._promised)
             for policy in self._promised:
-                found = [manifests.read(p) for p in (self._directory / policy).glob("*.json")]
-                self._manifests[policy] = {manifest.version: manifest for manifest in found}
-                self._offered_ns[policy] = self._clock.now_ns()
+                self._manifests[policy] = {}
+                for path in sorted((self._directory / policy).glob("*.json")):
+                    self._read_back(path, live=True)
+                for path in sorted((self._directory / policy).glob(f"*{_OLD}")):
+                    self._read_back(path, live=False)
+            for policy in self._promised:
+                self._drop_broken(policy)
+
+    def _read_back(self, path: Path, *, live: bool) -> None:
+        """Take up a version, or only the tensors it brought, if they are as they were written."""
+        try:
+            manifest, brought = manifests.read(path)
+            if brought:
+                self._packs.add(_file(manifest), brought, manifest.tensors, check=True)
+        except (DamageError, StoreError, SpecError) as error:
+            self._set_aside(path, error, ".damaged")
+            return
+        if live:
+            self._manifests[manifest.policy][manifest.version] = manifest
+            self._offered_ns[manifest.policy, manifest.version] = self._clock.now_ns()
+
+    def _drop_broken(self, policy: str) -> None:
+        """Serve no version that needs tensors that are not there; those that it has stay."""
+        kept = self._manifests[policy]
+        for version, manifest in list(kept.items()):
+            if any(entry.hash not in self._packs for entry in manifest.tensors):
+                del kept[version]
+                path = self._manifest_path(policy, version)
+                self._set_aside(path, "tensors of it are not there", _OLD)
+
+    def _set_aside(self, path: Path, why: object, suffix: str) -> None:
+        log.error("%s is set aside: %s", path, why)
+        self._figures["damaged"] += 1
+        path.rename(path.with_suffix(suffix))
 
     # --- learner ---------------------------------------------------------------------------------
 
     def offer(self, manifest: Manifest) -> tuple[str, list[str]]:
-        """Begin an upload; return its id and the hashes of the tensors that are lacking.
+        """Begin an upload, or go on with it; return its id and the hashes that are lacking.
 
         Raises:
             SpecError: no manifest, too large, or another architecture than the policy has.
@@ -123,50 +177,77 @@ class WeightStore:
             except SpecError:
                 self._figures["refused"] += 1
                 raise
-            upload = uuid.uuid4().hex
-            self._uploads[upload] = _Upload(manifest, self._clock.now_ns())
-            while len(self._uploads) > self._config.max_uploads:
-                self._uploads.popitem(last=False)
-            return upload, self._lacking(manifest)
+            for upload, pending in self._uploads.items():
+                if pending.manifest == manifest:
+                    return upload, pending.upload.missing
+            return self._begin(manifest)
 
-    def put(self, upload: str, tensor: str, offset: int, total: int, data: bytes) -> None:
-        """Take the next bytes of one tensor; it is on disk once it is complete.
+    def _begin(self, manifest: Manifest) -> tuple[str, list[str]]:
+        upload = uuid.uuid4().hex
+        lacking = [entry for entry in manifest.tensors if entry.hash not in self._packs]
+        path = self._directory / INCOMING / f"{upload}.bin"
+        pending = _Pending(manifest, self._clock.now_ns(), Upload(path, lacking))
+        self._uploads[upload] = pending
+        while len(self._uploads) > self._config.max_uploads:
+            _, oldest = self._uploads.popitem(last=False)
+            oldest.upload.discard()
+        return upload, pending.upload.missing
+
+    def put(self, upload: str, tensor: str, offset: int, total: int, data: Buffer) -> None:
+        """Take the next bytes of one tensor; it is checked once it is complete.
 
         Raises:
             SpecError: unknown upload or tensor, a gap, a wrong size, other bytes than offered, or
                 numbers that are not finite.
+            StoreError: the disk refused.
         """
+        with self._counted():
+            self._pending(upload).upload.put(tensor, offset, total, data)
         with self._lock:
-            pending = self._upload(upload)
-            entry = pending.entry(tensor)
-            try:
-                self._take(pending, entry, offset, total, data)
-            except SpecError:
-                self._figures["refused"] += 1
-                pending.partial.pop(tensor, None)
-                raise
+            self._figures["bytes_in"] += len(data)
+
+    def adopt(self, upload: str, file: str) -> None:
+        """Take over a file in ``incoming`` with all that is missing.
+
+        Raises:
+            SpecError: it is not what was offered.
+        """
+        if Path(file).name != file or not file.endswith(".new"):
+            raise SpecError("no name of a file in incoming", got=file[:80], allowed="<name>.new")
+        with self._counted():
+            self._pending(upload).upload.adopt(self._directory / INCOMING / file)
+
+    def missing(self, upload: str) -> list[str]:
+        """Return the hashes of the tensors that an upload still lacks.
+
+        Raises:
+            SpecError: unknown upload.
+        """
+        return self._pending(upload).upload.missing
 
     def commit(self, upload: str) -> int:
-        """Assign the next version, make it durable, announce it and return it.
+        """Assign the next version, announce it and return it.
 
         The same content as the newest version of the policy is that version again: a learner that
         never heard the answer may ask again.
 
         Raises:
             SpecError: unknown upload, or tensors are still missing.
+            StoreError: the disk refused.
         """
         with self._lock:
-            pending = self._upload(upload)
-            lacking = self._lacking(pending.manifest)
-            if lacking:
-                raise SpecError("tensors are still missing", got=f"{len(lacking)} of them")
+            pending = self._pending(upload)
+            if pending.upload.missing:
+                count = len(pending.upload.missing)
+                raise SpecError("tensors are still missing", got=f"{count} of them")
             del self._uploads[upload]
             kept = self._manifests.get(pending.manifest.policy, {})
             if kept and kept[max(kept)].hash == pending.manifest.hash:
+                pending.upload.discard()
                 self._figures["doubled"] += 1
                 return max(kept)
-            current = self._append(pending.manifest, pending.offered_ns)
-        self._published(current)
+            current = self._append(pending.manifest, pending.offered_ns, pending.upload)
+        self._tell(current)
         return current.version
 
     def rollback(self, policy: str, version: int) -> int:
@@ -174,17 +255,28 @@ class WeightStore:
 
         Raises:
             ConfigError: no such version is kept; the message lists those that are.
+            StoreError: the disk refused.
         """
         with self._lock:
-            manifest = self.get(policy, version)
-            if manifest is None or not version:
+            manifest = self.check_kept(policy, version)
+            current = self._append(manifest, self._clock.now_ns(), None)
+        self._tell(current)
+        return current.version
+
+    def check_kept(self, policy: str, version: int) -> Manifest:
+        """Return what a version consists of.
+
+        Raises:
+            ConfigError: no such version is kept; the message lists those that are.
+        """
+        with self._lock:
+            kept = self._manifests.get(policy, {})
+            if version not in kept:
                 raise ConfigError(
                     f"policy {policy!r} has no version {version} to go back to",
-                    allowed=", ".join(map(str, sorted(self._manifests.get(policy, {})))) or "none",
+                    allowed=", ".join(map(str, sorted(kept))) or "none",
                 )
-            current = self._append(manifest, self._clock.now_ns())
-        self._published(current)
-        return current.version
+            return kept[version]
 
     # --- robots ----------------------------------------------------------------------------------
 
@@ -198,86 +290,151 @@ class WeightStore:
         with self._lock:
             return self._manifests.get(policy, {}).get(version or self.newest(policy))
 
-    def read(self, tensor: str, offset: int, limit: int) -> tuple[bytes, int]:
-        """Return up to ``limit`` bytes of a tensor from ``offset``, and its total size.
+    def tensor(self, hash: str) -> memoryview:
+        """Return the bytes of a tensor; they stay readable for as long as somebody holds them.
 
         Raises:
-            SpecError: no such tensor, or an offset behind its end.
+            SpecError: no such tensor.
         """
-        try:
-            with open(self._tensor_path(tensor), "rb") as file:
-                total = file.seek(0, 2)
-                if not 0 <= offset <= total:
-                    raise SpecError("offset behind the end", got=offset, allowed=f"0..{total}")
-                file.seek(offset)
-                data = file.read(limit)
-        except FileNotFoundError:
-            raise SpecError(
-                "no such tensor", got=tensor, todo="Get the manifest again: its version is gone."
-            ) from None
         with self._lock:
-            self._figures["bytes_out"] += len(data)
-        return data, total
+            return self._packs.read(hash)
+
+    def near(self, hash: str) -> Near:
+        """Return where a tensor lies below the store's directory.
+
+        Raises:
+            SpecError: no such tensor.
+        """
+        with self._lock:
+            place, data = self._packs.place(hash), self._packs.read(hash)
+        return Near(place.file, place.at, checksum(data))
+
+    def age_s(self, policy: str, version: int) -> float:
+        """Return how long ago a version was offered, wall s; 0 where that is not known."""
+        with self._lock:
+            now = self._clock.now_ns()
+            return (now - self._offered_ns.get((policy, version), now)) / SECOND
+
+    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+        """Have ``told`` called after each new version; return what ends that."""
+        with self._lock:
+            self._watchers.append(told)
+
+        def leave() -> None:
+            with self._lock:
+                if told in self._watchers:
+                    self._watchers.remove(told)
+
+        return leave
 
     def current(self) -> list[Current]:
         """Return the current version of every policy, to be announced."""
-        now = self._clock.now_ns()
         with self._lock:
             newest = [kept[max(kept)] for kept in self._manifests.values() if kept]
             return [
-                Current(m.policy, m.version, m.hash, (now - self._offered_ns[m.policy]) / SECOND)
+                Current(m.policy, m.version, m.hash, self.age_s(m.policy, m.version))
                 for m in newest
             ]
+
+    def versions(self, policy: str = "") -> list[Version]:
+        """Return the versions that are kept, of one policy or of all, oldest first."""
+        with self._lock:
+            return [
+                Version(manifest, self.age_s(name, version))
+                for name, kept in sorted(self._manifests.items())
+                if policy in {"", name}
+                for version, manifest in sorted(kept.items())
+            ]
+
+    def flush(self) -> None:
+        """Wait until everything that was published is on the disk."""
+        self._flusher.wait()
+
+    def close(self) -> None:
+        """Force everything to disk, and take back the numbers that were promised and not given."""
+        self.flush()
+        with self._lock:
+            for pending in self._uploads.values():
+                pending.upload.discard()
+            self._uploads.clear()
+            if self._given != self._promised:
+                write_json(self._directory / "versions.json", self._given)
+                self._promised = dict(self._given)
 
     def stats(self) -> dict[str, float]:
         """Return counters since the start and how many versions are kept."""
         with self._lock:
             kept = sum(len(versions) for versions in self._manifests.values())
-            return {**self._figures, "versions_kept": float(kept)}
+            return {
+                **self._figures,
+                "versions_kept": float(kept),
+                "flush_failures": float(self._flusher.failures),
+            }
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _lacking(self, manifest: Manifest) -> list[str]:
-        hashes = {entry.hash for entry in manifest.tensors}
-        return sorted(h for h in hashes if not self._tensor_path(h).exists())
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except SpecError:
+            with self._lock:
+                self._figures["refused"] += 1
+            raise
 
-    def _upload(self, upload: str) -> _Upload:
-        pending = self._uploads.get(upload)
+    def _pending(self, upload: str) -> _Pending:
+        with self._lock:
+            pending = self._uploads.get(upload)
         if pending is None:
             raise SpecError("no such upload", got=upload[:64], todo="Offer the weights again.")
         return pending
 
-    def _take(
-        self, pending: _Upload, entry: TensorEntry, offset: int, total: int, data: bytes
-    ) -> None:
-        size = manifests.nbytes(entry)
-        buffer = pending.partial.setdefault(entry.hash, bytearray())
-        if total != size or len(buffer) + len(data) > size:
-            raise SpecError("a tensor of the wrong size", got=total, allowed=size)
-        if offset != len(buffer):
-            raise SpecError("a gap in a tensor", got=offset, allowed=len(buffer))
-        buffer += data
-        if len(buffer) == size:
-            whole = bytes(pending.partial.pop(entry.hash))
-            manifests.check_tensor(entry, whole)
-            write_bytes(self._tensor_path(entry.hash), whole)
-            self._figures["bytes_in"] += size
+    def _tell(self, current: Current) -> None:
+        """Say it to those who wait for it first: they need no second look."""
+        with self._lock:
+            watchers = list(self._watchers)
+        for told in watchers:
+            told()
+        self._published(current)
 
-    def _append(self, manifest: Manifest, offered_ns: int) -> Current:
+    def _promise(self, policy: str) -> int:
+        """Return the next version; the disk knows of it before anybody else does."""
+        version = self._given.get(policy, 0) + 1
+        if version > self._promised.get(policy, 0):
+            promised = {**self._promised, policy: version - 1 + _AHEAD}
+            write_json(self._directory / "versions.json", promised)
+            self._promised = promised
+        self._given[policy] = version
+        return version
+
+    def _append(self, manifest: Manifest, offered_ns: int, upload: Upload | None) -> Current:
         """Give ``manifest`` the next version. Needs the lock."""
         policy = manifest.policy
-        version = max(self._promised.get(policy, 0), self.newest(policy)) + 1
-        promised = {**self._promised, policy: version}
-        write_json(self._directory / "versions.json", promised)
-        self._promised = promised
-        manifest = replace(manifest, version=version)
-        write_json(self._manifest_path(policy, version), manifests.to_json(manifest))
-        self._manifests.setdefault(policy, {})[version] = manifest
-        self._offered_ns[policy] = offered_ns
+        manifest = replace(manifest, version=self._promise(policy))
+        brought: Table = {}
+        path = self._manifest_path(policy, manifest.version)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if upload is not None and upload.table:
+                upload.close()
+                upload.path.rename(path.with_suffix(".bin"))
+                brought = upload.table
+            path.with_suffix(".part").write_bytes(manifests.to_bytes(manifest, brought))
+            path.with_suffix(".part").rename(path)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written", got=str(error), todo="Free space on its disk."
+            ) from error
+        if brought:
+            self._packs.add(_file(manifest), brought, manifest.tensors)
+        self._manifests.setdefault(policy, {})[manifest.version] = manifest
+        self._offered_ns[policy, manifest.version] = offered_ns
         self._figures["puts"] += 1
+        self._flusher.add(*([path.with_suffix(".bin")] if brought else []), path)
         self._forget_old(policy)
-        age_s = (self._clock.now_ns() - offered_ns) / SECOND
-        return Current(policy, version, manifest.hash, age_s)
+        return Current(
+            policy, manifest.version, manifest.hash, self.age_s(policy, manifest.version)
+        )
 
     def _forget_old(self, policy: str) -> None:
         kept = self._manifests[policy]
@@ -288,16 +445,22 @@ class WeightStore:
         needed = {e.hash for pending in self._uploads.values() for e in pending.manifest.tensors}
         for versions in self._manifests.values():
             needed |= {e.hash for manifest in versions.values() for e in manifest.tensors}
+        idle = self._packs.keep(needed)
         for manifest in old:
-            self._manifest_path(policy, manifest.version).unlink(missing_ok=True)
-            for entry in manifest.tensors:
-                if entry.hash not in needed:
-                    self._tensor_path(entry.hash).unlink(missing_ok=True)
+            self._offered_ns.pop((policy, manifest.version), None)
+            path = self._manifest_path(policy, manifest.version)
+            # As long as a newer version needs tensors that it brought, they stay known by it.
+            path.rename(path.with_suffix(_OLD))
+            if _file(manifest) not in self._packs.files:
+                self._flusher.remove(path.with_suffix(_OLD))
+        for file in idle:
+            path = self._directory / file
+            self._flusher.remove(path, path.with_suffix(_OLD))
 
     def _manifest_path(self, policy: str, version: int) -> Path:
         return self._directory / policy / f"{version:08d}.json"
 
-    def _tensor_path(self, tensor: str) -> Path:
-        if not manifests.is_hash(tensor):
-            raise SpecError("not a tensor's hash", got=tensor[:80], allowed="sha256 in hex")
-        return self._directory / "tensors" / tensor[:2] / tensor
+
+def _file(manifest: Manifest) -> str:
+    """Return the name of the file with what a version brought, relative to the directory."""
+    return f"{manifest.policy}/{manifest.version:08d}.bin"
