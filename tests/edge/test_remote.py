@@ -14,6 +14,7 @@ from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
 from user_system.codec import weights as codec
 from user_system.core.interfaces import Judgement, ResetPlan
+from user_system.core.ports import Manifest, TensorEntry
 from user_system.core.specs import PolicySpec
 from user_system.core.types import Plan, Purpose, Segment
 from user_system.edge.messages import Assignment, WeightsReady
@@ -21,6 +22,7 @@ from user_system.edge.mind import Mind
 from user_system.edge.remote import Remote
 from user_system.edge.rings import Duplex
 from user_system.edge.served import PolicyDesk
+from user_system.edge.weight_files import Folder
 from user_system.edge.worker import SeatConfig, WorkerServer
 from user_system.edge.worker_client import Acting, Advice, Away, Failure, Plans, WorkerClient
 
@@ -258,17 +260,13 @@ def test_a_plugin_that_fails_is_named_and_stops_nobody_else(make_head, begin, wa
     wait_for(lambda: len(robot.of(Advice)) >= answered, "judgements meanwhile")
 
 
-def lay_down(path, version):
-    tree = {
-        "policy": "deep",
-        "version": version,
-        "hash": "h",
-        "modules": {"policy": {"w": np.zeros(1)}},
-        "statistics": {},
-        "bases": {},
-    }
-    path.write_bytes(codec.to_bytes(tree))
-    return WeightsReady(version, str(path), time.monotonic())
+def lay_down(folder, version):
+    array = np.zeros(1)
+    rows = codec.entries({"policy": {"w": array}})
+    entries = tuple(TensorEntry(*row) for row in rows)
+    manifest = Manifest("deep", version, codec.entries_hash(rows), entries)
+    laid = Folder(folder).lay(manifest, {rows[0].hash: array.tobytes()}, {}, None)
+    return WeightsReady(version, str(laid.path), time.monotonic())
 
 
 def test_the_head_chooses_the_weights_and_says_which_act(make_head, begin, wait_for, tmp_path):
@@ -276,7 +274,7 @@ def test_the_head_chooses_the_weights_and_says_which_act(make_head, begin, wait_
     robot = begin(head.worker())
     desk = head.desks["arm"]
     assert [a.version for a in robot.of(Acting)] == [0]
-    desk.found(lay_down(tmp_path / "3", 3))
+    desk.found(lay_down(tmp_path, 3))
     wait_for(lambda: robot.of(Acting)[-1].version == 3, "version 3")
     robot.ask(0)
     wait_for(lambda: robot.of(Plans)[-1:], "a plan")
@@ -284,8 +282,8 @@ def test_the_head_chooses_the_weights_and_says_which_act(make_head, begin, wait_
     # An evaluation pins one that is not there yet; nothing newer acts meanwhile.
     robot.client.begin(replace(EPISODE, episode="e2", version=2, purpose=Purpose.EVAL))
     wait_for(lambda: head.needed == [2], "a wish for version 2")
-    desk.found(lay_down(tmp_path / "4", 4))
-    desk.found(lay_down(tmp_path / "2", 2))
+    desk.found(lay_down(tmp_path, 4))
+    desk.found(lay_down(tmp_path, 2))
     wait_for(lambda: robot.of(Acting)[-1].version == 2, "version 2")
     robot.client.begin(replace(EPISODE, episode="e3"))
     wait_for(lambda: robot.of(Acting)[-1].version == 4, "the newest again")

@@ -254,23 +254,6 @@ def test_a_fault_while_weights_are_stale_waits_for_a_person():
     assert session.mode is Mode.FAULT
 
 
-def test_no_episode_begins_with_stale_weights():
-    desk = Desk()
-    session = desk.session
-    session.stale = "old"
-    session.worker_ready()
-    desk.see()
-    desk.assign()
-    desk.pass_ms(1)
-    session.begun(ResetPlan(((0.0,),)))
-    session.reset_reached()
-    desk.pass_ms(1)
-    assert (session.mode, session.help) == (Mode.HOLD, "old")
-    session.stale = ""
-    desk.pass_ms(1)
-    assert session.mode is Mode.AUTO
-
-
 def test_nothing_moves_before_a_token_was_granted():
     clock = ManualClock()
     session = Session("arm", SessionConfig(), Leases(clock), clock, "boot")

@@ -4,15 +4,18 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from comms import deeds as noted
 from comms.authority import Authority, locked
 from comms.credentials import Peer, Role
 from comms.pb import fresh_pb2, hub_pb2
+from user_system.codec import weights as codec
 from user_system.core.clock import WallClock
 from user_system.core.deeds import MEANING, OF_THE_PAGE, Deed
 from user_system.core.errors import DamageError, SecurityError
+from user_system.core.ports import Manifest, TensorEntry
 from user_system.hub import audit as audit_module
 from user_system.hub.audit import Audit, records, verify
 from user_system.hub.enrolments import Enrolments
@@ -86,6 +89,16 @@ def by_page(deed):
     return lambda hub: hub.noted(PAGE, deed.value, "ann", {})
 
 
+def rolled_back(hub):
+    array = np.zeros(3, np.float32)
+    rows = codec.entries({"policy": {"w": array}})
+    entries = tuple(TensorEntry(*row) for row in rows)
+    upload, _ = hub.weights.offer(Manifest("p", 0, codec.entries_hash(rows), entries))
+    hub.weights.put(upload, rows[0].hash, 0, array.nbytes, array.tobytes())
+    version = hub.weights.commit(upload)
+    assert hub.roll_back(KIM, "p", version) == version + 1
+
+
 def torn(hub):
     hub.audit.close()
     with hub.audit._path.open("ab") as file:
@@ -116,6 +129,7 @@ DO = {
     Deed.RELEASE: lambda hub: ask(hub, "release", leased(hub)),
     Deed.ESTOP: lambda hub: hub.heard(PAGE, fresh_pb2.Stop(robot="arm-1", operator="ann")),
     Deed.WEIGHTS: lambda hub: hub._published(Current("p", 1, "h", 0.0)),
+    Deed.ROLLBACK: rolled_back,
     Deed.REFUSED: lambda hub: hub.refused(HOST, "/user_system.v1.Hub/Claim"),
     Deed.TORN: torn,
     Deed.RENEW: renewed,

@@ -67,6 +67,22 @@ class ActingWeights:
             return max(0.0, now - self._news.heard_s)
         return now - self._began_s if self.version else 0.0
 
+    def too_old(self, limit_s: float | None, policy: str) -> str:
+        """Return why the policy may not act with what it has; empty: it may.
+
+        Args:
+            limit_s: for how long it may not be known to be the newest; None: as long as need be.
+            policy: its name, for people.
+        """
+        stale_s = self.stale_s
+        if limit_s is None or stale_s <= limit_s:
+            return ""
+        return (
+            f"Version {self.version} of {policy!r} has not been known as the newest for "
+            f"{stale_s:.0f} s, allowed: {limit_s:g} s. It goes on by itself with newer weights; "
+            "see to the link to the head, and to the learner."
+        )
+
     def knows(self, version: int) -> bool:
         """Whether ``version`` lies on this host's disk; 0, the newest, need not be asked for."""
         return version == 0 or self._elsewhere or version in self._known

@@ -256,23 +256,13 @@ class Station:
         self.session.slow = not self.advisor.chunks.prompt
         if self._pinned not in {0, self.weights.version} and not self.advisor.away:
             self.session.unready = f"Waits for version {self._pinned} of its policy."
-        self.session.stale = stale = self._stale()
-        self.session.unready = self.session.unready or stale
+        limit_s = None if self._pinned else self.config.max_weights_age_s
+        self.session.stale = self.weights.too_old(limit_s, self.policy)
+        self.session.unready = self.session.unready or self.session.stale
         self.session.tick()
         self._perform()
         if not self.session.recording:
             self._load_weights()
-
-    def _stale(self) -> str:
-        """Return why the policy may not act with the weights that it has; empty: it may."""
-        limit, stale_s = self.config.max_weights_age_s, self.weights.stale_s
-        if limit is None or self._pinned or stale_s <= limit:
-            return ""
-        return (
-            f"Version {self.weights.version} of {self.policy!r} has not been known as the newest "
-            f"for {stale_s:.0f} s, allowed: {limit:g} s. It goes on by itself with newer weights; "
-            "see to the link to the head, and to the learner."
-        )
 
     def executed(self, seen: Telemetry) -> Array | None:
         """Close the step that ended; return what was executed in it ``(Da,)``, if one was open."""

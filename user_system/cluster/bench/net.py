@@ -31,6 +31,10 @@ FIGURES = {
     "net.fleet_cpu_pct": "net_fleet",
     "net.fleet_cpu_pct_each": "net_fleet",
     "net.mtls_cost": "net_mtls",
+    "net.weights_line_ratio": "net_weights",
+    "net.weights_resent_chunks": "net_weights",
+    "net.weights_vs_best_peer": "net_weights",
+    "net.swap_pause_ms": "net_weights",
 }
 """Figure -> the module that measures it."""
 
