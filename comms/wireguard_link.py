@@ -83,6 +83,22 @@ def take_down(conf: Path) -> None:
         _run(("wg-quick", "down", str(conf)), f"take down {conf.stem}", conf)
 
 
+def follow(conf: Path) -> str:
+    """Give an interface that is up the keys and peers of ``conf``: "" or what to run as root.
+
+    Another run's interface may be up under that name, with other keys, and nobody would get in.
+
+    Raises:
+        LinkError: it cannot be changed.
+    """
+    if not may_configure():
+        return f"where robot hosts do not get in, its keys are an earlier run's. {_sync(conf)}"
+    what = f"give {conf.stem} its keys"
+    plain = _run(("wg-quick", "strip", str(conf)), what, conf)
+    _run(("wg", "syncconf", conf.stem, "/dev/stdin"), what, conf, plain)
+    return ""
+
+
 def set_peer(conf: Path, key: str, address: str) -> str:
     """Let a peer in while the interface is up; "" or what to run as root so that it is."""
     command = ("wg", "set", conf.stem, "peer", key, "allowed-ips", f"{address}/32")
@@ -119,16 +135,20 @@ def _live(conf: Path, command: Sequence[str]) -> str:
     if not is_up(conf.stem):
         return ""  # it reads its file when it is brought up
     if not may_configure():
-        name = conf.stem
-        return f"Run as root: wg syncconf {name} <(wg-quick strip {conf.resolve()})"
+        return _sync(conf)
     _run(command, f"change the peers of {conf.stem}", conf)
     return ""
 
 
-def _run(command: Sequence[str], what: str, conf: Path) -> None:
+def _sync(conf: Path) -> str:
+    return f"Run as root: wg syncconf {conf.stem} <(wg-quick strip {conf.resolve()})"
+
+
+def _run(command: Sequence[str], what: str, conf: Path, given: str = "") -> str:
+    """Run a command that reads ``given``; return what it printed."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=_PATIENCE_S, input=given
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LinkError(f"could not {what}", got=error, todo=by_hand(conf)) from error
@@ -136,3 +156,4 @@ def _run(command: Sequence[str], what: str, conf: Path) -> None:
         spoken = [line for line in done.stderr.splitlines() if not line.startswith("[#]")]
         said = " ".join(spoken)[-300:] or f"exit status {done.returncode}"
         raise LinkError(f"could not {what}", got=said, todo=by_hand(conf))
+    return done.stdout

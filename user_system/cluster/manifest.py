@@ -203,7 +203,8 @@ class TeleopEntry:
 
     enabled: bool = True
     host: str | None = None
-    """Address on which it listens; none given: ``tunnel.listen``, since robot hosts join here."""
+    """Address on which it listens; none given: ``tunnel.listen``, since robot hosts join here, and
+    all addresses where they come by ssh or WireGuard, since joining comes before the tunnel."""
     port: int = field(default=8765, metadata={"min": 0, "max": 65535})
     """0: any free port."""
     tls: Literal["auto", "always"] = "auto"
@@ -279,6 +280,11 @@ class TunnelEntry:
     def exposed(self) -> bool:
         """Whether the head's services can be reached from other machines."""
         return not is_loopback(self.listen)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the head's services listen on an address that WireGuard's interface has."""
+        return self.kind == "wireguard" and self.listen == str(self.wireguard.head)
 
     @property
     def near(self) -> str:
@@ -397,8 +403,13 @@ class Manifest:
 
     @property
     def page_host(self) -> str:
-        """Address on which the page listens."""
-        return self.teleop.host or self.tunnel.listen
+        """Address on which the page listens.
+
+        Who joins is not in the tunnel yet, so the page is outside of it, where services need not be.
+        """
+        way = self.tunnel
+        outside = bool(self.remote_hosts) and way.kind != "direct" and not is_loopback(way.host)
+        return self.teleop.host or (EVERYWHERE if outside else way.listen)
 
     @property
     def page_secure(self) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from user_system.cluster.manifest import Manifest
+from comms import wireguard_link
+from user_system.cluster.manifest import EVERYWHERE, Manifest
 from user_system.cluster.tree import Problems
 
 LOOPBACK = "127.0.0.1"
@@ -36,17 +37,20 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
     """Return the ports of a run: those asked for where free, others anywhere free."""
     way = manifest.tunnel
     lasting = way.exposed or bool(manifest.remote_hosts)
+    # The interface is made after this, with the run's keys: until then its address is nobody's.
+    early = way.inside and not wireguard_link.is_up(way.wireguard.interface)
+    listen = EVERYWHERE if early else way.listen
 
     def port(given: int | None, usual: int) -> int:
         return given if given is not None else usual if lasting else 0
 
     asked = {
-        "hub": ("tunnel.hub_port", way.listen, port(way.hub_port, HUB)),
-        "fresh": ("tunnel.fresh_port", way.listen, port(way.fresh_port, FRESH)),
-        "replay": ("tunnel.replay_port", way.listen, port(way.replay_port, REPLAY)),
+        "hub": ("tunnel.hub_port", listen, port(way.hub_port, HUB)),
+        "fresh": ("tunnel.fresh_port", listen, port(way.fresh_port, FRESH)),
+        "replay": ("tunnel.replay_port", listen, port(way.replay_port, REPLAY)),
         "reader": (
             "tunnel.reader_port",
-            way.listen,
+            listen,
             port(way.reader_port, READER) if manifest.draws_remotely else 0,
         ),
         "page": ("teleop.port", manifest.page_host, manifest.teleop.port),
@@ -59,7 +63,7 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
             for name, (path, host, port) in asked.items()
         }
         policies = {
-            name: _take(held, f"actors.{name}.port", way.listen, port(entry.port, usual), problems)
+            name: _take(held, f"actors.{name}.port", listen, port(entry.port, usual), problems)
             for usual, (name, entry) in enumerate(manifest.away.items(), POLICY)
         }
         return Ports(**own, policies=policies)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comms import admission, ssh_keys
+from comms import admission, ssh_keys, wireguard_link
 from comms.tunnel import Endpoints
 from user_system.cluster.manifest import OWN, TunnelEntry
-from user_system.core.errors import ConfigError, SecurityError
+from user_system.core.errors import ConfigError, LinkError, SecurityError
 
 HOST_KEYS = Path("/etc/ssh")
 """Where the machine's own sshd has its host keys."""
@@ -76,6 +76,27 @@ def publish(pki: Path, entry: TunnelEntry, near: Endpoints) -> Mapping[str, Any]
     ways = dict.fromkeys([near.hub, near.fresh, near.replay, near.reader, *near.policies.values()])
     admission.publish(pki, entry.kind, found, list(ways))
     return found
+
+
+def bring_up(pki: Path, entry: TunnelEntry) -> str:
+    """Bring up the head's own interface, where there is one; return "" or what a person is to do.
+
+    Raises:
+        ConfigError: services are to listen inside, and there is no inside.
+    """
+    if entry.kind != "wireguard":
+        return ""
+    conf = pki / f"{entry.wireguard.interface}.conf"
+    try:
+        return "" if wireguard_link.bring_up(conf) else wireguard_link.follow(conf)
+    except LinkError as error:
+        if not entry.inside:
+            return str(error)
+        raise ConfigError(
+            f"tunnel.listen: {entry.listen} is WireGuard's, and this machine has no such address",
+            got=error,
+            todo=f"Then go on with this run: user-system up --resume {pki.parent}.",
+        ) from error
 
 
 def _port(endpoint: str) -> str:

@@ -103,7 +103,7 @@ def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
     """Read, check and write down everything that a start needs.
 
     Raises:
-        ConfigError: see ``check``; nothing was written.
+        ConfigError: see ``check``; nothing was written. Or there is no interface to listen on.
     """
     machine.check_packages()
     manifest = load_manifest(Path(source.file), source.settings)
@@ -125,6 +125,8 @@ def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
         settings=" ".join(source.settings),
         how="resumed" if resume else "started",
     )
+    if manifest.remote_hosts and (todo := tunnels.bring_up(prepared.run.pki, manifest.tunnel)):
+        log.warning("the tunnel: %s", todo)
     return prepared
 
 
