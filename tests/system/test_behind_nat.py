@@ -201,7 +201,6 @@ class Site:
         self._looker.stdin.write("\n")
         self._looker.stdin.flush()
         view: dict[str, Any] = json.loads(self._looker.stdout.readline()) or {}
-        if os.environ.get("NATTRACE"): print(round(time.monotonic()%10000,1), view.get("phase"), {k: round(v,4) for k, v in view.get("figures", {}).items() if k in ("value","critic_loss","env_steps","updates","demos","success_rate")}, [(r["mode"], r["version"], round(r["seen_s"],1)) for r in view.get("robots", ())], flush=True)
         self.seen |= {robot["version"] for robot in view.get("robots", ())} - {0}
         return view
 
