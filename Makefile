@@ -13,7 +13,7 @@ export TORCH
 .DEFAULT_GOAL := help
 # venv and system may both call the package manager.
 .NOTPARALLEL:
-.PHONY: help venv system system-tests demo test chaos check bench clean
+.PHONY: help venv system system-tests demo test chaos nat check bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: venv system-tests ## install everything and run all tests
 
 chaos: venv system-tests ## kill, cut, fill and damage stores for half an hour; counts what they survived
 	@scripts/chaos $(ARGS)
+
+nat: venv system-tests ## run the demo with its arms behind a NAT, over each kind of tunnel, until it passes
+	@scripts/nat $(ARGS)
 
 check: venv ## lint, format, types, layers, generated code
 	@scripts/check

@@ -51,7 +51,7 @@ def test_scripts_can_be_run(path):
 
 def test_help_lists_every_target():
     done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
-    for target in ("demo", "test", "check", "bench", "venv", "system", "clean", "chaos"):
+    for target in ("demo", "test", "check", "bench", "venv", "system", "clean", "chaos", "nat"):
         assert f"make {target} " in done.stdout
 
 
