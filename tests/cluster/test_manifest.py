@@ -302,6 +302,42 @@ def test_the_page_listens_where_robot_hosts_join(tmp_path: Path) -> None:
     assert (alone.page_host, alone.page_secure) == ("127.0.0.1", False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "listen"), [("ssh", "127.0.0.1"), ("wireguard", "10.86.0.1"), ("direct", "10.0.0.5")]
+)
+def test_who_joins_is_not_in_the_tunnel_yet(tmp_path: Path, kind: str, listen: str) -> None:
+    way = [f"tunnel.kind={kind}", f"tunnel.listen={listen}"]
+    manifest = read(tmp_path, REACHED, *way)
+    outside = kind != "direct"
+    assert manifest.page_host == ("0.0.0.0" if outside else listen)
+    assert (manifest.page_names[0] == "head.lab.example") == outside, "as lines of invitations say"
+    assert manifest.page_secure
+    assert manifest.tunnel.inside == (kind == "wireguard")
+    assert read(tmp_path, REACHED, *way, "teleop.host=127.0.0.1").page_host == "127.0.0.1"
+    alone = read(tmp_path, REACHED, *way, "hosts.lab-1.remote=false")
+    assert alone.page_host == listen, "nobody joins"
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_ports_inside_are_looked_for_before_there_is_an_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: bool
+) -> None:
+    asked: dict[str, str] = {}
+
+    def take(held: object, path: str, host: str, port: int, problems: object) -> int:
+        asked[path] = host
+        return port
+
+    monkeypatch.setattr(ports, "_take", take)
+    monkeypatch.setattr(ports.wireguard_link, "is_up", lambda interface: up)
+    ports.choose(
+        read(tmp_path, REACHED, "tunnel.kind=wireguard", "tunnel.listen=10.86.0.1"), Problems()
+    )
+    assert (
+        asked["tunnel.hub_port"] == asked["tunnel.fresh_port"] == ("10.86.0.1" if up else "0.0.0.0")
+    )
+
+
 def test_the_head_is_known_by_all_its_names(tmp_path: Path) -> None:
     names = names_of_head(read(tmp_path, REACHED))
     assert names == ["localhost", "127.0.0.1", "head.lab.example"]

@@ -84,3 +84,45 @@ def test_what_is_published_lets_hosts_in(host_key: str, tmp_path: Path, kind: st
     assert written["endpoints"] == [f"127.0.0.1:{port}" for port in (1, 3, 2, 4)]
     way = admission.admit(head, "arm-1", admission.prepare(tmp_path / "edge"))
     assert admission.settle(tmp_path / "edge", way) == tunnels.settings(entry)
+
+
+@pytest.mark.parametrize("listen", ["10.86.0.1", "0.0.0.0"])
+def test_a_head_that_may_make_no_interface_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: str
+) -> None:
+    monkeypatch.setattr(tunnels.wireguard_link, "may_configure", lambda: False)
+    pki = tmp_path / "lab" / "pki"
+    entry = TunnelEntry(
+        kind="wireguard", host="head.example.org", listen=listen,
+        wireguard=WireguardEntry(interface="us9none"),
+    )  # fmt: skip
+    tunnels.publish(pki, entry, NEAR)
+    if listen == "0.0.0.0":  # services can start, and robot hosts come when it is done
+        assert f"wg-quick up {pki / 'us9none.conf'}" in tunnels.bring_up(pki, entry)
+        return
+    with pytest.raises(ConfigError, match="this machine has no such address") as caught:
+        tunnels.bring_up(pki, entry)
+    assert f"wg-quick up {pki / 'us9none.conf'}" in str(caught.value)
+    assert str(caught.value).endswith(f"user-system up --resume {pki.parent}.")
+
+
+def test_an_interface_that_is_up_may_be_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnels.wireguard_link, "is_up", lambda interface: True)
+    monkeypatch.setattr(tunnels.wireguard_link, "may_configure", lambda: False)
+    entry = TunnelEntry(kind="wireguard", host="head.example.org", listen="10.86.0.1")
+    tunnels.publish(tmp_path, entry, NEAR)
+    line = f"wg syncconf us0 <(wg-quick strip {tmp_path / 'us0.conf'})"
+    assert line in tunnels.bring_up(tmp_path, entry)
+    ran: list[tuple[tuple[str, ...], str]] = []
+
+    def run(command: tuple[str, ...], what: str, conf: Path, given: str = "") -> str:
+        ran.append((command, given))
+        return "stripped"
+
+    monkeypatch.setattr(tunnels.wireguard_link, "may_configure", lambda: True)
+    monkeypatch.setattr(tunnels.wireguard_link, "_run", run)
+    assert tunnels.bring_up(tmp_path, entry) == ""
+    assert ran[-1] == (("wg", "syncconf", "us0", "/dev/stdin"), "stripped")
+    assert tunnels.bring_up(tmp_path, TunnelEntry(host="head.example.org")) == ""

@@ -1,4 +1,4 @@
-"""The demo with its arms behind a NAT: one line lets them in, over each kind of tunnel, and it learns.
+"""The demo with its arms behind a NAT: a line lets them in, by each kind of tunnel, and it learns.
 
 The head and the robot host are hosts of a lab, with a link of 20 ms between them; of the robot's
 side nothing can be dialled. What a person types is typed here: ``up``, ``enrol create``, and what
@@ -9,7 +9,6 @@ evaluation passes.
 import ipaddress
 import json
 import os
-import secrets
 import shlex
 import shutil
 import signal
@@ -55,7 +54,7 @@ OUTAGE_S = 10.0
 DEMOS, VERSIONS = 3, 3
 """Demonstrations before training, in the small, and versions that act behind the NAT."""
 VALUE = 0.2
-"""What the critic must come to expect, in the small; as built, nothing, and a success is worth 1."""
+"""What the critic must come to expect, in the small; as built nothing, and success is worth 1."""
 PASS = 19
 """Successes of the evaluation's 20, in full."""
 
@@ -72,11 +71,7 @@ def manifest(kind: str, address: str) -> dict[str, Any]:
     ways: dict[str, Any] = {
         "direct": {"listen": "0.0.0.0"},
         "ssh": {"ssh": {"port": SSH_PORT, "host_key": "own"}},
-        # A name of its own: what it is called outside of the lab is nobody's business.
-        "wireguard": {
-            "listen": INNER,
-            "wireguard": {"interface": f"us{secrets.token_hex(3)}"},
-        },
+        "wireguard": {"listen": INNER},
     }
     tree["tunnel"] = {"kind": kind, "host": address, **ways[kind]}
     tree["hosts"] = {HOST: {"remote": True}}
@@ -90,8 +85,12 @@ def manifest(kind: str, address: str) -> dict[str, Any]:
 
 
 def apart(argv: list[str]) -> list[str]:
-    """Return a command that has the sockets of wireguard-go to itself, as a machine has."""
-    script = 'mkdir -p /run/wireguard && mount -t tmpfs none /run/wireguard && exec "$@"'
+    """Return a command that has a ``/run`` to itself, as a machine has.
+
+    There wireguard-go has its sockets, for all network namespaces, and systemd would be found, which
+    would start the robot host outside of the lab.
+    """
+    script = 'mount -t tmpfs none /run && exec "$@"'
     return ["unshare", "--mount", "sh", "-c", script, "sh", *argv]
 
 
@@ -102,7 +101,6 @@ class Site:
         self.kind, self.lab, self._stack = kind, lab, stack
         self.head, self.edge = folder / "head" / "runs" / "demo", folder / "edge" / HOST
         self.words = {"head": folder / "head.txt", "edge": folder / "edge.txt"}
-        self.marks: set[str] = set()
         self.seen: set[int] = set()
         """Versions that were seen to act."""
         for place in (self.head.parent.parent, self.edge.parent):

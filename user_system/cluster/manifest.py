@@ -405,7 +405,7 @@ class Manifest:
     def page_host(self) -> str:
         """Address on which the page listens.
 
-        Who joins is not in the tunnel yet, so the page is outside of it, where services need not be.
+        Who joins is not in the tunnel yet: the page is outside of it, where services need not be.
         """
         way = self.tunnel
         outside = bool(self.remote_hosts) and way.kind != "direct" and not is_loopback(way.host)
