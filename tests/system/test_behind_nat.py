@@ -87,7 +87,7 @@ def manifest(kind: str, address: str) -> dict[str, Any]:
 def apart(argv: list[str]) -> list[str]:
     """Return a command that has a ``/run`` to itself, as a machine has.
 
-    There wireguard-go has its sockets, for all network namespaces, and systemd would be found, which
+    There wireguard-go has its sockets, for all network namespaces, and systemd is found, which
     would start the robot host outside of the lab.
     """
     script = 'mount -t tmpfs none /run && exec "$@"'
