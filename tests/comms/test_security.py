@@ -7,9 +7,10 @@ fails it as long as it has no row in ``comms.security.RULES``.
 import dataclasses
 import importlib
 import pkgutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +367,107 @@ def test_a_port_in_use_is_said_clearly(
             allow=allow,
             address=f"127.0.0.1:{server.port}",
         )
+
+
+STREAMS = sorted(p for p, m in METHODS.items() if m.client_streaming or m.server_streaming)
+
+
+class Endless:
+    """All streaming methods, each of which speaks once and then goes on for good."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def register(self, server: grpc.Server) -> None:
+        for path in STREAMS:
+            server.add_generic_rpc_handlers([_endless(path, METHODS[path], self.taken)])
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def _endless(path: str, method: MethodDescriptor, taken: list[str]) -> grpc.GenericRpcHandler:
+    answer = GetMessageClass(method.output_type)()
+
+    def single(requests: Any, context: Any) -> Any:
+        for _ in requests:
+            taken.append(path)
+        return answer
+
+    def streaming(request: Any, context: Any) -> Iterator[Any]:
+        over = threading.Event()
+        context.add_callback(over.set)
+        taken.append(path)
+        yield answer
+        over.wait(GENEROUS_S)
+
+    make = getattr(grpc, f"{kind_of(method)}_rpc_method_handler")
+    coders = {
+        "request_deserializer": GetMessageClass(method.input_type).FromString,
+        "response_serializer": GetMessageClass(method.output_type).SerializeToString,
+    }
+    _, service, name = path.split("/")
+    handler = make(streaming if method.server_streaming else single, **coders)
+    return grpc.method_handlers_generic_handler(service, {name: handler})
+
+
+def hold(channel: grpc.Channel, path: str) -> Any:
+    """Begin a call that goes on for good; return it once the server has taken it."""
+    method = METHODS[path]
+    message = GetMessageClass(method.input_type)()
+    coders: dict[str, Any] = {
+        "request_serializer": type(message).SerializeToString,
+        "response_deserializer": GetMessageClass(method.output_type).FromString,
+    }
+    over = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield message
+        over.wait(GENEROUS_S)
+
+    call = getattr(channel, kind_of(method))(path, **coders)
+    if method.server_streaming:
+        held = call(requests() if method.client_streaming else message, timeout=GENEROUS_S)
+        next(held)
+    else:
+        held = call.future(requests(), timeout=GENEROUS_S)
+    held.add_done_callback(lambda _: over.set())
+    return held
+
+
+def test_a_revocation_cuts_every_stream_of_every_service_and_nobody_elses(tmp_path: Path) -> None:
+    authority = Authority.open(tmp_path)
+    hub = authority.issue("hub", Role.SERVICE)
+    for role in set(Role) - {Role.SERVICE}:
+        authority.issue(f"{role}-gone", role)
+        authority.issue(f"{role}-stays", role)
+    endless = Endless()
+    with (
+        serve([endless], credentials=hub, allow=AllowList(tmp_path)) as server,
+        ExitStack() as stack,
+    ):
+        held: dict[str, list[Any]] = {"gone": [], "stays": []}
+        for path in STREAMS:
+            role = sorted(RULES[path] - {Role.SERVICE})[0]
+            for fate, calls in held.items():
+                secret = channel_credentials(Credentials.load(tmp_path, f"{role}-{fate}"))
+                channel = stack.enter_context(open_channel(server.port, secret))
+                calls.append(hold(channel, path))
+        deadline = time.monotonic() + GENEROUS_S
+        while len(endless.taken) < 2 * len(STREAMS):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for role in set(Role) - {Role.SERVICE}:
+            authority.revoke(f"{role}-gone")
+        began = time.monotonic()
+        for path, call in zip(STREAMS, held["gone"], strict=True):
+            assert call.code() is grpc.StatusCode.CANCELLED, path  # waits for the end
+        assert time.monotonic() - began < 2.0
+        assert not any(call.done() for call in held["stays"])
+        assert server.stats()["cut"] == len(STREAMS)
+        for call in held["stays"]:
+            call.cancel()
