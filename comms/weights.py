@@ -48,6 +48,9 @@ INCOMING = "incoming"
 MAX_ASKS = 1024
 """Pieces that may be asked for and not sent."""
 
+MAX_REQUEST = 64 << 10
+"""Bytes of a request; the largest real one, with names, has a few hundred."""
+
 
 class WeightService(weights_pb2_grpc.WeightStoreServicer):
     """Serves ``WeightStore`` over a ``Shelf``.
@@ -226,6 +229,17 @@ class _Sender:
         """Take in what the host says; to be run in a thread of its own."""
         try:
             for request in requests:
+                # Where a host does not read, ``run`` stands, and nobody takes out what it asks.
+                waiting, size = self._inbox.qsize(), request.ByteSize()
+                if waiting > 2 * MAX_ASKS or size > MAX_REQUEST:
+                    self._inbox.put(
+                        SpecError(
+                            "too much is asked for at once",
+                            got=f"{waiting} requests that wait, one of {size} bytes",
+                            allowed=f"{2 * MAX_ASKS} of {MAX_REQUEST} bytes",
+                        )
+                    )
+                    return
                 self._inbox.put(request)
         except grpc.RpcError:
             log.debug("a stream of weights broke")

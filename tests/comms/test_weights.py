@@ -441,6 +441,26 @@ def test_too_much_at_once_is_refused(dial: Callable[[str], DirectTunnel]) -> Non
             next(_stub(tunnel).Pull(iter([request])))
 
 
+@pytest.mark.parametrize("what", ["many", "large"])
+def test_who_asks_and_does_not_read_fills_no_memory(what: str) -> None:
+    from comms.weights import MAX_ASKS, MAX_REQUEST, _Sender
+
+    taken = []
+
+    def requests() -> Iterator[pb.PullRequest]:
+        body = "x" * MAX_REQUEST if what == "large" else ""
+        for number in range(10 * MAX_ASKS):
+            taken.append(number)
+            yield pb.PullRequest(want=pb.Want(policy="p", body=body))
+
+    sender = _Sender(None, None, lambda size: None)  # type: ignore[arg-type]  # asked for nothing
+    sender.read(requests())
+    assert len(taken) <= (2 * MAX_ASKS + 2 if what == "many" else 1)
+    last = [sender._inbox.get() for _ in range(sender._inbox.qsize())][-2:]
+    assert isinstance(last[0], SpecError)
+    assert last[1] is None
+
+
 @pytest.mark.parametrize("extra", [b"x", b"x" * PART])
 def test_more_or_other_bytes_than_announced_are_refused(
     dial: Callable[[str], DirectTunnel], shelf: ModelShelf, extra: bytes
