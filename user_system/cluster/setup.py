@@ -41,6 +41,10 @@ _CONFIGS: Mapping[str, type] = {
 }
 """Kinds of processes that a robot host runs."""
 
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PARTS = frozenset({"name", "host", "robot", "policy", "actor", "worker"})
+"""Names in configs of which processes make names of files: the spool, weights, tokens, keys."""
+
 
 @dataclass(frozen=True)
 class SetupProcess:
@@ -135,7 +139,7 @@ def decode(document: bytes) -> HostSetup:
         raise ConfigError("setup is too large", got=f"{len(document)} bytes", allowed=MAX_BYTES)
     try:
         plain = json.loads(document)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("setup is not JSON", got=error) from error
     if not isinstance(plain, dict):
         raise ConfigError("setup is no object", got=type(plain).__name__)
@@ -174,8 +178,29 @@ def place(setup: HostSetup, run: RunDir) -> Placed:
         told[top] = f"{told.get(top, '')}{process}\n{written[path]}\n"
         if not process.parent:
             specs.append(_spec(process, path))
+    _check_order(specs)
     agents = tuple(p.name for p in setup.processes if p.kind == "edge" and not p.parent)
     return Placed(tuple(specs), written, told, agents, tuple(robots))
+
+
+def _check_order(specs: Sequence[ProcessSpec]) -> None:
+    """Check that everything can be started: else the host would wait for it forever.
+
+    Raises:
+        ConfigError: a process comes after one that is not there, or after itself.
+    """
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ConfigError("setup names a process twice", got=[spec.name for spec in specs])
+    waiting, serving = list(specs), set[str]()
+    while ready := [spec for spec in waiting if serving.issuperset(spec.after)]:
+        serving |= {spec.name for spec in ready}
+        waiting = [spec for spec in waiting if spec.name not in serving]
+    if waiting:
+        raise ConfigError(
+            "setup names processes that can never start",
+            got="; ".join(f"{spec.name} after {', '.join(spec.after)}" for spec in waiting),
+            allowed="after others of the same host, and not in a circle",
+        )
 
 
 def _spec(process: SetupProcess, path: Path) -> ProcessSpec:
@@ -209,15 +234,31 @@ def _with_modules(config: configs.EdgeHostConfig, setup: HostSetup) -> configs.E
 
 
 def _absolute(value: _T, run: RunDir) -> _T:
-    """Return ``value`` with every path below the directories of ``run``."""
+    """Return ``value`` with every path below the directories of ``run``.
+
+    Raises:
+        ConfigError: a path, or a name that becomes part of one, would lead out of them.
+    """
     if isinstance(value, Path):
         return cast(_T, _below(value, run))
     if is_dataclass(value) and not isinstance(value, type):
+        for name in _PARTS & {f.name for f in fields(value)}:
+            _check_part(name, getattr(value, name))
         changes = {f.name: _absolute(getattr(value, f.name), run) for f in fields(value)}
         return replace(value, **changes)
     if isinstance(value, tuple):
         return cast(_T, tuple(_absolute(item, run) for item in value))
     return value
+
+
+def _check_part(field: str, value: object) -> None:
+    if not isinstance(value, str) or not _PART.fullmatch(value):
+        raise ConfigError(
+            f"setup gives a {field} that cannot name a file of this host",
+            got=repr(value)[:200],
+            allowed="letters, digits and . _ -, a letter or digit first",
+            todo="The document was not made by user-system: look at the head.",
+        )
 
 
 def _below(path: Path, run: RunDir) -> Path:
