@@ -276,6 +276,31 @@ def test_a_setup_that_does_not_start_makes_way_for_the_one_before(life) -> None:
     assert life.home.setup.read_bytes() == document()
 
 
+def test_a_full_disk_stops_nothing(life, monkeypatch) -> None:
+    """Not when the head has something else to run, and not when only its document changed."""
+    first, second = document(), document(spool=2)
+    other = first.replace(b'"run":"lab"', b'"run":"lab" ')
+    assert setup.decode(other) == setup.decode(first)
+    full = []
+
+    def write(path: Path, text: str) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    monkeypatch.setattr(resident, "write_private", write)
+    life.watch.documents = [first]
+    finished = lambda: life.supervisor.alive.pop("edge-lab-1")  # noqa: E731
+    life.live(
+        nothing, nothing, lambda: full.append(1), lambda: life.watch.documents.append(other),
+        nothing, lambda: life.watch.documents.append(second), finished, nothing, nothing,
+    )  # fmt: skip
+    assert "No space left" in life.watch.troubles[-1]
+    assert life.supervisor.alive.keys() == {"world-arm", "edge-lab-1"}
+    assert '"spool_bytes": 1' in life.supervisor.alive["edge-lab-1"][0]
+
+
 def test_an_answer_of_before_the_change_changes_nothing(life) -> None:
     life.watch.documents = [document()]
     life.live(nothing, lambda: life.watch.documents.append(document()), nothing)

@@ -24,7 +24,7 @@ from user_system.cluster.layout import RunDir
 from user_system.cluster.process import write_private
 from user_system.cluster.setup import HostSetup, Placed
 from user_system.cluster.setup_watch import SetupWatch
-from user_system.core.errors import ConfigError, LinkError, UserSystemError
+from user_system.core.errors import ConfigError, LinkError, StoreError, UserSystemError
 
 FIRST_S = 5.0
 """Time for the head to answer before a host starts with what it ran the last time."""
@@ -186,9 +186,15 @@ class Resident:
     # --- starting, and what comes after -----------------------------------------------------------
 
     def _start(self, placed: Placed) -> None:
-        """Start what of a setup does not run yet."""
+        """Start what of a setup does not run yet.
+
+        Raises:
+            ConfigError: a process refuses what it is told.
+            LinkError: one does not start.
+            StoreError: the disk refuses what they are to be told.
+        """
         for path, text in placed.configs.items():
-            write_private(path, text)
+            _write(path, text)
         specs = [spec for spec in placed.specs if self._supervisor.pid(spec.name) is None]
         self._supervisor.start(specs, self._beat)
         self._now = placed
@@ -211,7 +217,10 @@ class Resident:
         )
 
     def _keep(self, document: bytes) -> None:
-        write_private(self._home.setup, document.decode())
+        try:
+            _write(self._home.setup, document.decode())
+        except StoreError as error:  # what runs goes on; the next start begins with an older one
+            log.error("what runs now is not kept for a start without the head: %s", error)
         self._watch.tell(running=setup.hash_of(document), trouble="")
 
     def _follow(self) -> None:
@@ -250,7 +259,7 @@ class Resident:
         self._supervisor.end(changed, self._interrupt.hurry)
         try:
             self._start(placed)
-        except (ConfigError, LinkError) as error:
+        except (ConfigError, LinkError, StoreError) as error:
             self._supervisor.end([spec.name for spec in placed.specs], self._interrupt.hurry)
             self._refuse(document, error)
             self._start(before)
@@ -262,6 +271,21 @@ class Resident:
         self._refused = setup.hash_of(document)
         self._watch.tell(trouble=str(error))
         log.error("the setup of the head is not followed: %s", error)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file unless it says the same already: a full disk keeps nothing from its old life.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    try:
+        if not path.exists() or path.read_text() != text:
+            write_private(path, text)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written", got=error.strerror, todo="Free space on its disk."
+        ) from error
 
 
 def _final(error: UserSystemError | None) -> bool:
