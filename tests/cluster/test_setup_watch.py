@@ -138,3 +138,18 @@ def test_closing_does_not_wait_for_a_head(head) -> None:
     with watching():
         until(lambda: head.queries)
     assert time.monotonic() - began < setup_watch.ANSWER_S
+
+
+def test_what_nobody_foresaw_does_not_end_the_asking(head) -> None:
+    calls = []
+
+    def link():
+        calls.append(1)
+        if len(calls) < 3:
+            raise PermissionError("edge.json")
+
+    head.answer = head.say(b"one")
+    with SetupWatch(link) as watch:  # type: ignore[arg-type]
+        until(lambda: isinstance(watch.error, LinkError))
+        assert "edge.json" in str(watch.error)
+        until(watch.take)

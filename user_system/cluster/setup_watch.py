@@ -83,6 +83,9 @@ class SetupWatch:
                     self._ask(way)
             except UserSystemError as error:
                 self._failed(error)
+            except Exception as error:  # top of a thread: without it no other setup would be heard
+                log.exception("asking the head failed")
+                self._failed(LinkError("asking the head failed", got=repr(error)[:200]))
             self._closing.wait(backoff.died(time.monotonic() - began))
 
     def _ask(self, way: Tunnel) -> None:
