@@ -248,6 +248,39 @@ def test_what_lies_there_damaged_is_fetched_again(client, head, wait_for, tmp_pa
     assert head.wants[-1].held == 0
 
 
+def test_what_was_laid_down_just_before_the_end_does_not_come_for_ever(
+    client, head, wait_for, tmp_path
+):
+    """A life may end after a version is there, and before it is noted that nothing comes."""
+    head.publish(modules(1.0))
+    one = client()
+    wait_for(lambda: versions(one) == [1], "version 1")
+    one.close()
+    folder = tmp_path / "w" / "p"
+    (folder / "coming.note").write_text('{"body": "x", "version": 1, "held": 0}')
+    (folder / "coming.body").write_bytes(b"beginning")
+    two = client()
+    wait_for(lambda: versions(two), "version 1 again")
+    head.publish(modules(2.0))
+    wait_for(lambda: 2 in versions(two), "version 2")
+    assert len(versions(two)) < 5, "each of them is a message to every robot"
+
+
+def test_an_unforeseen_error_does_not_end_the_following(client, head, wait_for):
+    errors = [OSError("a disk that is gone for a moment"), ValueError("channel closed")]
+
+    def spoil(manifest, travels, body):
+        if errors:
+            raise errors.pop()
+        return manifest, travels, body
+
+    head.spoil = spoil
+    head.publish(modules(1.0))
+    one = client()
+    wait_for(lambda: versions(one) == [1], "version 1")
+    assert one.stats()["weights_failures"] == 2
+
+
 def test_few_changes_come_as_changes(client, head, wait_for):
     old = modules(size=1000)
     head.publish(old)

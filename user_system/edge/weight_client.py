@@ -203,6 +203,8 @@ class Follower:
         while self._open:
             want = self._want()
             if want.version in self._here:
+                if want.version == self._partial.version:
+                    self._partial.drop()  # an earlier life ended between laying it down and this
                 self._ready(self._here[want.version], time.monotonic())
                 continue
             self._trying = want.version
@@ -219,6 +221,10 @@ class Follower:
                     self._pause.wait(backoff.died(0.0))
             except UserSystemError as error:
                 log.info("weights of %s: %s", self._policy, error)
+                self._figures["failures"] += 1
+                self._pause.wait(backoff.died(0.0))
+            except Exception:  # top of a thread: without it this host would never learn again
+                log.exception("weights of %s: unforeseen error; tried again", self._policy)
                 self._figures["failures"] += 1
                 self._pause.wait(backoff.died(0.0))
 
