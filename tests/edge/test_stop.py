@@ -51,6 +51,21 @@ def test_whoever_may_write_stops_all(host, stops):
     assert len(stops.by) == 2
 
 
+def test_a_stop_that_met_an_error_leaves_the_next_one_heard(host, stops):
+    def stop(by):
+        stops(by)
+        if by == "ann":
+            raise RuntimeError("a robot that is just being enlisted")
+
+    local = StopSocket(host, stop)
+    local.start()
+    ring(host, "ann")
+    ring(host, "bob")
+    stops.wait(2)
+    local.close()
+    assert stops.by == ["ann", "bob"]
+
+
 def test_an_agent_that_was_killed_leaves_nothing_in_the_way(host, stops):
     first = StopSocket(host, stops)
     first.start()

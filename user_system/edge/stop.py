@@ -57,7 +57,10 @@ class StopSocket:
                 return
             by = said.decode("utf-8", "replace") or "somebody at the robot host"
             log.warning("all robots are stopped by %s", by)
-            self._stop(by)
+            try:
+                self._stop(by)
+            except Exception:  # top of a thread: the next stop must be heard whatever this one met
+                log.exception("the stop of %s met an error", by)
 
     def close(self) -> None:
         """Hear no more; idempotent."""
