@@ -15,7 +15,7 @@ from comms.fresh import FreshPeer
 from comms.fresh_hub import FreshHub
 from comms.hub_client import HubAttachment, HubClient
 from comms.hub_service import HubService
-from comms.invitations import Invitations
+from comms.invitations import Invitations, Request
 from comms.joining import join
 from comms.keys import make_key, make_request
 from comms.pb import fresh_pb2, hub_pb2
@@ -156,6 +156,29 @@ def test_a_host_that_joins_comes_through_the_tunnel_until_it_is_revoked(head, tm
     assert f'permitopen="{head.endpoints.hub}"' in line
     head.invitations.revoke("arm-1")
     assert (head.pki / ssh_keys.AUTHORIZED).read_text() == ""
+
+
+def test_who_is_revoked_while_it_joins_gets_no_way_through_the_tunnel(head, monkeypatch):
+    """Signed, then revoked, and only then would its key have been let through: for good."""
+    told = {"user": "us", "host": "head.lab", "host_key": ssh_keys.public_key(head.pki)}
+    admission.publish(head.pki, "ssh", told, ["127.0.0.1:7400"])
+    (head.pki / "of-lab-1").mkdir()
+    keys = admission.prepare(head.pki / "of-lab-1")
+    redeem = Invitations.redeem
+
+    def slow(self, *args):
+        signed = redeem(self, *args)
+        head.invitations.revoke("lab-1")
+        return signed
+
+    monkeypatch.setattr(Invitations, "redeem", slow)
+    invitation = head.invitations.create("lab-1", Role.ROBOT, "localhost", 1)
+    csr = make_request(make_key()[0], Peer("lab-1", Role.ROBOT))
+    request = Request(invitation.id, invitation.secret, csr, b"x" * 40, keys)
+    with pytest.raises(SecurityError, match="revoked while it joined"):
+        head.enrolments.join(request, "here")
+    authorized = head.pki / ssh_keys.AUTHORIZED
+    assert "lab-1" not in authorized.read_text()
 
 
 def test_a_host_that_joins_gets_an_address_of_its_own(head, tmp_path):

@@ -57,7 +57,7 @@ class Enrolments:
 
         try:
             signed = self._invitations.redeem(request, witness)
-            way = admission.admit(self._authority.directory, signed.peer.name, request.tunnel)
+            way = self._admit(signed.peer, request)
         except SecurityError as error:
             self._refused("join", "", str(error), **details)
             raise
@@ -72,6 +72,21 @@ class Enrolments:
             hub_curve=self._authority.hub_curve,
             facts=json.dumps({**self._facts, "way": way}),
         )
+
+    def _admit(self, peer: Peer, request: Request) -> dict[str, Any]:
+        """Let a newcomer through the tunnel, unless its name was revoked in the meantime.
+
+        Under the lock: who revokes takes a name off the list first and then shuts the tunnel, so
+        one of the two sees the other. Later than that nobody would ever shut it.
+        """
+        directory = self._authority.directory
+        with locked(directory):
+            if peer.name not in read_allowed(directory):
+                raise SecurityError(
+                    f"{peer.name!r} was revoked while it joined",
+                    todo="Have a new invitation made at the head: user-system enrol create NAME.",
+                )
+            return admission.admit(directory, peer.name, request.tunnel)
 
     def renew(self, peer: Peer, certificate: bytes, csr: bytes) -> bytes:
         """Return a new certificate for a peer; see ``Authority.renew``."""
