@@ -281,6 +281,24 @@ def test_an_unforeseen_error_does_not_end_the_following(client, head, wait_for):
     assert one.stats()["weights_failures"] == 2
 
 
+def test_a_version_that_none_can_lay_down_does_not_block_the_next(
+    client, head, wait_for, monkeypatch
+):
+    lay = weight_files.Folder.lay
+
+    def some(self, manifest, *args):
+        if manifest.version == 1:
+            raise ValueError("nobody foresaw this")
+        return lay(self, manifest, *args)
+
+    monkeypatch.setattr(weight_files.Folder, "lay", some)
+    head.publish(modules(1.0))
+    one = client()
+    wait_for(lambda: one.stats()["weights_failures"] > 1, "failures")
+    head.publish(modules(2.0))
+    wait_for(lambda: versions(one) == [2], "version 2")
+
+
 def test_few_changes_come_as_changes(client, head, wait_for):
     old = modules(size=1000)
     head.publish(old)

@@ -224,9 +224,17 @@ class Follower:
                 self._figures["failures"] += 1
                 self._pause.wait(backoff.died(0.0))
             except Exception:  # top of a thread: without it this host would never learn again
-                log.exception("weights of %s: unforeseen error; tried again", self._policy)
+                log.exception("weights of %s: unforeseen error; they come anew", self._policy)
                 self._figures["failures"] += 1
+                self._start_over()
                 self._pause.wait(backoff.died(0.0))
+
+    def _start_over(self) -> None:
+        """Forget what is coming: it may be what the error comes from, and a newer one is not."""
+        try:
+            self._partial.drop()
+        except OSError as error:
+            log.error("weights of %s: %s", self._policy, error)
 
     def _restore(self) -> None:
         """Act with what an earlier life of this host had, until there is something newer."""
