@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from comms import admission, deeds
-from comms.authority import Authority, locked, requested, write_table
+from comms.authority import Authority, locked, read_revoked, requested, write_table
 from comms.credentials import (
     HUB,
     Peer,
@@ -266,6 +266,9 @@ class Invitations:
                     f"{name!r} is part of the head itself", todo="End the run: user-system down."
                 )
             if len(rest) == len(known) and name not in enrolled:
+                if name in read_revoked(directory):
+                    # An earlier revocation may have ended before its last step.
+                    admission.dismiss(directory, name)
                 names = ", ".join(sorted({*enrolled, *(e["name"] for e in known.values())}))
                 raise SecurityError(f"nobody is called {name!r}", allowed=names)
             deeds.note(directory, "revoke", self._by, name=name)

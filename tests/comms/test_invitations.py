@@ -14,7 +14,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comms import deeds
+from comms import admission, deeds
 from comms.authority import Authority
 from comms.credentials import AllowList, Peer, Role, Shown, fingerprint, parse, subject
 from comms.invitations import PREFIX, Invitation, Invitations, Request, parse_line
@@ -378,6 +378,29 @@ def test_the_authoritys_own_way_of_revoking_cannot_be_undone_by_asking_again(
     with pytest.raises(SecurityError, match="was revoked"):
         invitations.redeem(guest.request(invitation))
     assert not AllowList(authority.directory).lookup(guest.public)
+
+
+def test_a_revocation_that_was_cut_short_is_finished_by_the_next(
+    invitations: Invitations, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a key for the tunnel would be left that no command takes away."""
+    invitations.redeem(Guest().request(invite(invitations)))
+    shut: list[str] = []
+
+    def dismiss(pki: Path, name: str) -> None:
+        shut.append(name)
+        if len(shut) == 1:
+            raise SecurityError("the power went")
+
+    monkeypatch.setattr(admission, "dismiss", dismiss)
+    with pytest.raises(SecurityError, match="the power went"):
+        invitations.revoke("arm-1")
+    with pytest.raises(SecurityError, match="nobody is called"):
+        invitations.revoke("arm-1")
+    assert shut == ["arm-1"] * 2
+    with pytest.raises(SecurityError, match="nobody is called"):
+        invitations.revoke("arm-2")
+    assert len(shut) == 2
 
 
 def test_the_head_itself_is_not_revoked(invitations: Invitations, authority: Authority) -> None:
