@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from user_system.codec import weights as codec
-from user_system.core.errors import ConfigError, DamageError, SpecError
+from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
 from user_system.core.ports import Manifest, Shelf, TensorEntry
 from user_system.hub.weight_store import WeightStore, WeightStoreConfig
 
@@ -184,6 +185,23 @@ def test_a_broken_upload_goes_on_with_the_next_tensor(store):
     store.put(upload, first.hash, 0, len(data), data)
     _, still = store.offer(manifest)
     assert still == missing[1:]
+
+
+def test_a_publish_that_the_disk_refuses_leaves_no_file(store, monkeypatch):
+    publish(store, tensors(1.0))
+    before = sorted(store._directory.rglob("*.*"))
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StoreError, match="No space left"):
+            publish(store, tensors(2.0))
+    assert sorted(store._directory.rglob("*.*")) == before
+    assert store.newest("pick") == 1
+    publish(store, tensors(2.0))
+    assert store.newest("pick") > 1
 
 
 def test_forgotten_uploads_say_what_to_do(store):

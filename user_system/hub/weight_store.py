@@ -422,6 +422,9 @@ class WeightStore:
             path.with_suffix(".part").write_bytes(manifests.to_bytes(manifest, brought))
             path.with_suffix(".part").rename(path)
         except OSError as error:
+            # Nobody knows of these files: left behind they would fill the disk, try after try.
+            for suffix in (".bin", ".part"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
             raise StoreError(
                 f"{path} cannot be written", got=str(error), todo="Free space on its disk."
             ) from error
