@@ -198,9 +198,22 @@ def _seeds() -> Iterator[tuple[str, list[Message]]]:
         module="m", name="w", dtype="float32", shape=[2, 2], hash="0" * 64
     )
     manifest = weights_pb2.Manifest(policy="p", hash="1" * 64, tensors=[entry])
-    yield "/user_system.v1.WeightStore/Offer", [manifest]
-    part = weights_pb2.TensorPart(upload="u", hash="0" * 64, total=16, data=bytes(16))
-    yield "/user_system.v1.WeightStore/Put", [part]
+    opens = weights_pb2.Opening(manifest=manifest, sending=["0" * 64])
+    yield (
+        "/user_system.v1.WeightStore/Publish",
+        [
+            weights_pb2.PublishPart(opening=opens),
+            weights_pb2.PublishPart(data=bytes(16)),
+        ],
+    )
+    wants = weights_pb2.Want(policy="p", asks=[1 << 16])
+    yield (
+        "/user_system.v1.WeightStore/Pull",
+        [
+            weights_pb2.PullRequest(want=wants),
+            weights_pb2.PullRequest(ask=weights_pb2.Ask(size=1 << 16)),
+        ],
+    )
     claim = hub_pb2.ClaimRequest(robot="arm-1", operator="ada", realtime=True)
     yield "/user_system.v1.Hub/Claim", [claim]
     ask = hub_pb2.Request(id="i", robot="arm-2", event="estop", operator="ada", token=1)
