@@ -321,5 +321,6 @@ def test_figures_of_links_are_measured_and_nothing_is_left(tmp_path, module):
         assert found["net.wan_ack_p99_s"].value >= 0.2  # no answer before its round trip
     if module is net_episode:
         assert found["net.episode_wan_ack_s"].value >= 0.1
-        assert found["net.episode_wan_s"].value >= net_episode.QUICK.steps / 10
+        # Periods are on time to well below a tenth of one.
+        assert found["net.episode_wan_s"].value >= (net_episode.QUICK.steps - 0.5) / 10
     assert not list(tmp_path.iterdir())
