@@ -171,7 +171,7 @@ def does_its_work(system: System, host: Host) -> None:
     """What it records is acknowledged and stored at the head; weights come the other way."""
     wait_for(lambda: steps(system) >= 200, "experience")
     weights = host.root / "edge" / "lab-1" / "weights"
-    wait_for(lambda: list(weights.glob("rlpd-*.safetensors")), "weights")
+    wait_for(lambda: list((weights / "rlpd").glob("*.json")), "weights")
 
     def acts_with_them() -> bool:
         view = look(system)
