@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -166,7 +167,7 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         self._denied = 0
         self._failed = 0
         self._cut = 0
-        self._calls: dict[int, tuple[Shown, grpc.ServicerContext]] = {}
+        self._calls: dict[int, _Call] = {}
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="gatekeeper", daemon=True)
 
@@ -256,27 +257,34 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
 
     def _cut_uninvited(self, changed: bool) -> None:
         now = time.time()
-        for key, (shown, context) in list(self._calls.items()):
+        for key, call in list(self._calls.items()):
             # A certificate runs out without the list changing.
-            if (changed or now >= shown.until) and not self._allow.keeps(shown):
-                if self._calls.pop(key, None) is not None:
+            if (changed or now >= call.shown.until) and not self._allow.keeps(call.shown):
+                # Doubted before asking whether it passed: `_watched` does these the other way
+                # round, so that one of the two sees the other. One that is still being checked
+                # is told by the check why it may not pass, which a cut would not tell it.
+                call.doubted = True
+                if call.passed and self._calls.pop(key, None) is not None:
                     self._cut += 1
-                    log.warning("call of %s cut: its certificate does not count", shown.peer.name)
-                context.cancel()  # type: ignore[no-untyped-call]
+                    name = call.shown.peer.name
+                    log.warning("call of %s cut: its certificate does not count", name)
+                    call.context.cancel()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _watched(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
         """Check the caller, and have its call cut once it would not be let in any more."""
-        shown = _read(shown_pem(context))
-        key = id(context)
+        call = _Call(_read(shown_pem(context)), context)
         # Before the check: a list that changes after it finds the call here.
-        self._calls[key] = (shown, context)
+        self._calls[id(context)] = call
         try:
-            self._check(method, shown)
-            with self._doorway.enter(shown.peer):
+            self._check(method, call.shown)
+            call.passed = True
+            if call.doubted:
+                self._check(method, call.shown)
+            with self._doorway.enter(call.shown.peer):
                 yield
         finally:
-            self._calls.pop(key, None)
+            self._calls.pop(id(context), None)
 
     def _single(
         self,
@@ -340,6 +348,18 @@ class Gatekeeper(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         if self._lines.take(method):
             log.exception("unforeseen error in %s", method)
         context.abort(grpc.StatusCode.INTERNAL, f"unforeseen error in {method}; see the log there")
+
+
+@dataclass
+class _Call:
+    """A call that is open, and what is known of its right to be."""
+
+    shown: Shown
+    context: grpc.ServicerContext
+    passed: bool = False
+    """Whether it was let in."""
+    doubted: bool = False
+    """Whether its caller was found not to count (any more)."""
 
 
 @lru_cache(maxsize=1024)

@@ -27,6 +27,7 @@ from comms.credentials import (
     Credentials,
     Peer,
     Role,
+    Shown,
     parse,
     read,
     read_allowed,
@@ -37,7 +38,7 @@ from comms.credentials import (
 from comms.experience_service import ExperienceService
 from comms.hub_service import HubService
 from comms.inference_service import InferenceService
-from comms.security import RULES, channel_credentials
+from comms.security import RULES, WATCH_S, channel_credentials
 from comms.serving import Server, serve
 from user_system.core.clock import WallClock
 from user_system.core.errors import MissingError
@@ -265,6 +266,37 @@ def test_a_revoked_peer_may_call_nothing(role: Role, tmp_path: Path) -> None:
             codes = {path: code_of(channel, path) for path in METHODS}
         refusals = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE}
         assert set(codes.values()) <= refusals
+
+
+class RevokesMeanwhile(AllowList):
+    """An allow-list on which "bob" is revoked while somebody is being looked up in it."""
+
+    def __init__(self, directory: Path, *, looked_first: bool):
+        super().__init__(directory)
+        self._directory = directory
+        self._looked_first = looked_first
+
+    def admits(self, shown: Shown) -> bool:
+        looked = super().admits(shown)
+        if shown.peer.name == "bob" and looked:
+            Authority.open(self._directory).revoke("bob")
+            time.sleep(3 * WATCH_S)  # those who watch open calls notice
+        return looked if self._looked_first else super().admits(shown)
+
+
+@pytest.mark.parametrize("looked_first", [True, False])
+def test_who_is_revoked_while_being_looked_up_is_told_so(
+    tmp_path: Path, looked_first: bool
+) -> None:
+    authority = Authority.open(tmp_path)
+    hub, bob = authority.issue("hub", Role.SERVICE), authority.issue("bob", Role.ENGINEER)
+    allow = RevokesMeanwhile(tmp_path, looked_first=looked_first)
+    with (
+        serve([Everything()], credentials=hub, allow=allow) as server,
+        open_channel(server.port, channel_credentials(bob)) as channel,
+    ):
+        code = code_of(channel, "/user_system.v1.Hub/Status")
+        assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_an_impostor_is_not_believed(
