@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from comms.experience_client import ExperienceClient
+from comms.link import Link
 from user_system.cluster import dial
 from user_system.cluster.bench.ingest_outbox import Outbox
 from user_system.cluster.bench.net_presence import Presence
@@ -39,8 +40,10 @@ class Member:
     def connect(self, deadline: float) -> None:
         """Dial, and wait until hub and replay have answered."""
         way = self._stack.enter_context(dial.tunnel(self._link))
-        client = ExperienceClient(way, self.box, self._link.name)
-        presence = Presence(way, self._link.name)
+        link = Link()
+        budget = link.experience
+        client = ExperienceClient(way, self.box, self._link.name, budget=budget)
+        presence = Presence(way, self._link.name, link)
         client.start()
         self._stack.callback(client.close)
         presence.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from comms.experience_client import ExperienceClient
+from comms.link import Link
 from user_system.cluster import dial
 from user_system.cluster.bench.ingest_outbox import EPISODE, Factory
 from user_system.cluster.bench.net_presence import Presence
@@ -142,11 +143,15 @@ class Host:
         spool = self._spool = Spool(queue, quota_bytes=_QUOTA)
         spool.start(place / "journals")
         self._stack.callback(spool.close)
-        self._client = ExperienceClient(way, Noted(spool, self.books), config.name)
+        # As on every robot host: bulk never fills the link (`comms.lanes`).
+        lanes = Link()
+        self._client = ExperienceClient(
+            way, Noted(spool, self.books), config.name, budget=lanes.experience
+        )
         self._client.start()
         self._stack.callback(self._client.close)
         if hub:
-            self._presence = Presence(way, config.name)
+            self._presence = Presence(way, config.name, lanes)
             self._presence.start()
             self._stack.callback(self._presence.close)
         self._wait_connected(timeout_s)

@@ -6,6 +6,7 @@ import time
 from comms import wire_specs
 from comms.fresh import FreshPeer
 from comms.hub_client import HubAttachment
+from comms.link import Link
 from comms.pb import fresh_pb2, hub_pb2
 from comms.tunnel import Tunnel
 from user_system.cluster.bench.ingest_outbox import BOOT
@@ -28,14 +29,15 @@ class Presence:
     Args:
         way: to the head.
         name: of the host, and of its robot.
+        link: what the echoes of its fresh lane tell about the way.
     """
 
-    def __init__(self, way: Tunnel, name: str):
+    def __init__(self, way: Tunnel, name: str, link: Link):
         self.name = name
         entry = hub_pb2.RobotEntry(name=name, spec=wire_specs.spec_to_proto(_ARM))
         hello = hub_pb2.HostHello(host=name, boot=BOOT, robots=[entry])
         self._hub = HubAttachment(way, lambda: hello, lambda event: None)
-        self._fresh = FreshPeer(way, role="robot", robots=[name])
+        self._fresh = FreshPeer(way, role="robot", robots=[name], link=link)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._tell, name=f"state of {name}", daemon=True)
 
