@@ -39,13 +39,13 @@ def publish(store, modules, policy="pick", part=7):
 
 @pytest.fixture
 def store(tmp_path, clock):
-    opened = WeightStore(tmp_path / "w", clock, WeightStoreConfig(keep=3))
+    opened = WeightStore(tmp_path / "w", clock, WeightStoreConfig(keep=3, older=0))
     opened.open()
     return opened
 
 
 def reopened(tmp_path, clock, **options):
-    store = WeightStore(tmp_path / "w", clock, WeightStoreConfig(keep=3), **options)
+    store = WeightStore(tmp_path / "w", clock, WeightStoreConfig(keep=3, older=0), **options)
     store.open()
     return store
 
@@ -383,3 +383,14 @@ def test_published_is_told_of_each_new_version_once(tmp_path, clock):
     publish(store, tensors(1.0))
     publish(store, tensors(2.0))
     assert [current.version for current in told] == [1, 2]
+
+
+def test_one_can_roll_back_to_what_was_long_ago(tmp_path, clock):
+    store = WeightStore(tmp_path / "w", clock, WeightStoreConfig(keep=3))
+    store.open()
+    for value in range(1, 101):
+        publish(store, tensors(float(value)))
+    versions = [version for version in range(1, 101) if store.get("pick", version)]
+    assert versions[0] == 1 and versions[-3:] == [98, 99, 100] and len(versions) < 12
+    assert store.rollback("pick", 1) == 101
+    assert store.get("pick", 0).hash == store.get("pick", 1).hash

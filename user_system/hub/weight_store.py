@@ -30,7 +30,7 @@ from user_system.core.clock import SECOND, Clock
 from user_system.core.durable import read_json, write_json
 from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
 from user_system.core.ports import Manifest, Near, Version
-from user_system.hub import manifests
+from user_system.hub import history, manifests
 from user_system.hub.flusher import Flusher
 from user_system.hub.packs import Packs, Table, Upload
 
@@ -61,7 +61,10 @@ class WeightStoreConfig:
     """Bounds of the store."""
 
     keep: int = 8
-    """Newest versions kept of each policy; older ones go unless pinned."""
+    """Newest versions kept of each policy, all of them."""
+    older: int = 16
+    """Most versions kept of those before, ever further apart (``history``); the others go unless
+    pinned."""
     max_bytes: int = 4 << 30
     """Largest set of weights accepted, in bytes."""
     max_uploads: int = 8
@@ -440,9 +443,9 @@ class WeightStore:
         )
 
     def _forget_old(self, policy: str) -> None:
-        kept = self._manifests[policy]
-        newest = set(sorted(kept)[-self._config.keep :])
-        old = [kept.pop(v) for v in set(kept) - newest - self._pinned(policy)]
+        there = self._manifests[policy]
+        keep = history.kept(there, self._config.keep, self._config.older) | self._pinned(policy)
+        old = [there.pop(version) for version in set(there) - keep]
         if not old:
             return
         needed = {e.hash for pending in self._uploads.values() for e in pending.manifest.tensors}
