@@ -67,6 +67,7 @@ class FreshHub:
         self._figures = dict.fromkeys(
             ("received", "sent", "denied", "malformed", "errors", "strangers", "expelled"), 0.0
         )
+        self._tick_at = 0.0
         self._seen: object = None
         """The allow-list that the sessions were last held against."""
         self._quiet_until = 0.0
@@ -150,27 +151,44 @@ class FreshHub:
         poller = zmq.Poller()
         for waited in (self._router, self._zap, self._waker.fileno()):
             poller.register(waited, zmq.POLLIN)
-        tick_at = 0.0
         while not self._closing.is_set():
-            now = time.monotonic()
-            if now >= tick_at:
-                self._expel()
-                self._board.tick()
-                tick_at = now + _TICK_S
-            self._route_own()
-            idle_ms = int(1000 * (tick_at - time.monotonic())) + 1
-            poller.poll(max(0, idle_ms) if self._flush() else _RETRY_MS)
-            self._waker.clear()
-            self._admit()
-            self._drain()
+            try:
+                self._turn(poller)
+            except Exception:  # top of a thread: stops of all robots go through it
+                self._failed("a turn of the fresh lane failed")
+                self._closing.wait(_RETRY_MS / 1000)
+
+    def _turn(self, poller: "zmq.Poller") -> None:
+        now = time.monotonic()
+        if now >= self._tick_at:
+            self._tick_at = now + _TICK_S  # first: what fails here must not keep the rest waiting
+            self._expel()
+            self._board.tick()
+        self._route_own()
+        idle_ms = int(1000 * (self._tick_at - time.monotonic())) + 1
+        poller.poll(max(0, idle_ms) if self._flush() else _RETRY_MS)
+        self._waker.clear()
+        self._admit()
+        self._drain()
+
+    def _failed(self, what: str) -> None:
+        """Note an error that nobody foresaw."""
+        self._figures["errors"] += 1
+        if self._may_complain():
+            log.exception(what)
 
     def _admit(self) -> None:
         """Answer handshakes: the key must be on the allow-list (ZAP, RFC 27)."""
         for version, request, *rest in _messages(self._zap):
             public = _z85(rest[4]) if len(rest) == 5 and rest[3] == b"CURVE" else b""
-            peer = self._allow.lookup(public)
+            peer = None
+            try:
+                peer = self._allow.lookup(public)
+                code, text = (b"200", b"OK") if peer else (b"400", b"not enrolled")
+            except Exception:  # unanswered, it would block all handshakes that come after it
+                self._failed("looking up a key failed")
+                code, text = b"300", b"cannot tell now"  # they try again
             self._figures["strangers"] += peer is None
-            code, text = (b"200", b"OK") if peer else (b"400", b"not enrolled")
             self._zap.send_multipart([version, request, code, text, public if peer else b"", b""])
 
     def _drain(self) -> None:
@@ -202,9 +220,7 @@ class FreshHub:
                 if peer is not None:
                     self._refused(peer, f"fresh {KIND_OF[type(message)]}")
         except Exception:  # top of a request: one bad message must not silence the lane
-            self._figures["errors"] += 1
-            if self._may_complain():
-                log.exception("message on the fresh lane failed")
+            self._failed("message on the fresh lane failed")
 
     def _may_complain(self) -> bool:
         now = time.monotonic()
@@ -253,13 +269,15 @@ class FreshHub:
                 self._router.send_multipart([session.identity, *encode(message)], zmq.NOBLOCK)
             except zmq.Again:
                 return False
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
-                self._board.forget(session)
-                return True
+            except Exception as error:
+                if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH:
+                    self._board.forget(session)
+                    return True
+                # What cannot be written must not hold up what comes after it.
+                self._failed(f"a {KIND_OF[type(message)]} for {session.peer.name} was not sent")
+            else:
+                self._figures["sent"] += 1
             session.mailbox.done(message)
-            self._figures["sent"] += 1
         return True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
+from comms import fresh_hub
 from comms.authority import Authority
 from comms.credentials import AllowList, Credentials, Peer, Role
 from comms.fresh import FreshPeer
@@ -408,6 +409,61 @@ def test_a_revoked_key_is_refused_on_a_connection_that_stands(tmp_path: Path) ->
     assert hub.stats()["held_stops"] == 0
     peer.close()
     hub.close()
+
+
+class Failing(AllowList):
+    """An allow-list that cannot be looked at while ``broken``."""
+
+    broken = False
+
+    def version(self) -> object:
+        return self._only_if_whole(super().version())
+
+    def lookup(self, public: bytes) -> Peer | None:
+        return self._only_if_whole(super().lookup(public))
+
+    def _only_if_whole(self, found: Any) -> Any:
+        if self.broken:
+            raise RuntimeError("nobody foresaw this")
+        return found
+
+
+def test_the_lane_outlives_errors_that_nobody_foresaw(tmp_path: Path) -> None:
+    authority = Authority.open(tmp_path)
+    allow = Failing(tmp_path)
+    hub = FreshHub(authority.issue("hub", Role.SERVICE), allow)
+    hub.start()
+    endpoints = Endpoints(fresh=f"127.0.0.1:{hub.port}")
+    host = DirectTunnel(endpoints, authority.issue("host-1", Role.ROBOT))
+    robot = FreshPeer(host, role="robot", robots=["arm-1"])
+    robot.start()
+    wait_until(lambda: hub.stats()["robots"] == 1)
+    allow.broken = True
+    wait_until(lambda: hub.stats()["errors"] >= 2)
+    hub.send(pb.Stop(robot="arm-1"))
+    assert next_of(robot, pb.Stop).robot == "arm-1"
+    late = FreshPeer(DirectTunnel(endpoints, authority.issue("bob", Role.OPERATOR)), role="viewer")
+    late.start()
+    wait_until(lambda: hub.stats()["strangers"] >= 1)
+    allow.broken = False
+    wait_until(lambda: hub.stats()["peers"] == 2)
+    for part in (late, robot, hub):
+        part.close()
+
+
+def test_what_cannot_be_written_holds_up_nothing_else(
+    hub: FreshHub, robot: FreshPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode_some(message: Any) -> list[bytes]:
+        if getattr(message, "operator", "") == "poison":
+            raise RuntimeError("nobody foresaw this")
+        return encode(message)
+
+    monkeypatch.setattr(fresh_hub, "encode", encode_some)
+    hub.send(pb.Stop(robot="arm-1", operator="poison"))
+    hub.send(pb.Stop(robot="arm-1", operator="ada"))
+    assert next_of(robot, pb.Stop).operator == "ada"
+    assert hub.stats()["errors"] == 1
 
 
 def test_an_impostor_of_the_hub_is_not_believed(
