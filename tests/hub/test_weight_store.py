@@ -10,6 +10,7 @@ import pytest
 from user_system.codec import weights as codec
 from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
 from user_system.core.ports import Manifest, Shelf, TensorEntry
+from user_system.hub import manifests
 from user_system.hub.weight_store import WeightStore, WeightStoreConfig
 
 
@@ -283,6 +284,32 @@ def test_no_other_file_is_taken_over(store, tmp_path, name):
         store.adopt(upload, name)
     assert secret.read_bytes() == bytes(112)
     assert store.newest("pick") == 0
+
+
+def test_nothing_is_written_into_a_file_that_was_taken_over(store, tmp_path, monkeypatch):
+    modules = tensors(3.0)
+    manifest = manifest_of(modules)
+    upload, missing = store.offer(manifest)
+    first = next(e for e in manifest.tensors if e.hash == missing[0])
+    data = modules[first.name].tobytes()
+    blocks = [modules[e.name].tobytes() for e in manifest.tensors]
+    (tmp_path / "w" / "incoming" / "a.new").write_bytes(blocks[0] + bytes(48) + blocks[1])
+    refused = []
+
+    def check(entry, view):
+        # A second stream that brings the same version, while the file is looked at.
+        with pytest.raises(SpecError, match="taken over"):
+            store.put(upload, first.hash, 0, len(data), data)
+        with pytest.raises(SpecError, match="taken over"):
+            store.adopt(upload, "a.new")
+        refused.append(entry.hash)
+
+    monkeypatch.setattr(manifests, "check_tensor", check)
+    store.adopt(upload, "a.new")
+    assert set(refused) == set(missing)
+    assert store.commit(upload) == 1
+    for entry in manifest.tensors:
+        assert read_all(store, entry.hash) == modules[entry.name].tobytes()
 
 
 @pytest.mark.parametrize("content", [b"", bytes(112), bytes(111), bytes(200)])

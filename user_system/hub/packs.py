@@ -159,6 +159,8 @@ class Upload:
         self._file = -1
         self._lock = threading.Lock()
         """Two streams may bring the same version."""
+        self._sealed = False
+        """A whole file was taken over: nothing is written into it any more."""
 
     @property
     def missing(self) -> list[str]:
@@ -170,13 +172,14 @@ class Upload:
 
         Raises:
             SpecError: not offered, a gap, a wrong size, other bytes than offered, or numbers that
-                are not finite; what came of the tensor is forgotten.
+                are not finite, and what came of the tensor is forgotten; or a file was taken over.
             StoreError: the disk refused.
         """
         entry = self._entries.get(tensor)
         if entry is None:
             raise SpecError("a tensor that was not offered", got=tensor[:80])
         with self._lock:
+            self._require_open()
             try:
                 self._put(entry, offset, total, data)
             except SpecError:
@@ -227,13 +230,16 @@ class Upload:
         """Take over a file in which all that is lacking lies as ``layout`` has it, and check it.
 
         Raises:
-            SpecError: it is no such file, or not what was offered.
+            SpecError: it is no such file, or not what was offered; or it is not the first one.
         """
         try:
-            if path.is_symlink() or not path.is_file():
-                raise OSError("not a file")
             with self._lock:
+                self._require_open()
+                if path.is_symlink() or not path.is_file():
+                    raise OSError("not a file")
                 os.replace(path, self.path)
+                # Whoever still sends tensors of it would write into what is being checked.
+                self._sealed = True
                 self.close()
             view = map_file(self.path)
         except (OSError, StoreError) as error:
@@ -251,6 +257,12 @@ class Upload:
         with ThreadPoolExecutor(_CHECKERS) as pool:
             list(pool.map(check, [entries[n::_CHECKERS] for n in range(_CHECKERS)]))
         self._missing.clear()
+
+    def _require_open(self) -> None:
+        if self._sealed:
+            raise SpecError(
+                "a file was taken over for this upload", todo="Offer the version again."
+            )
 
     def close(self) -> None:
         """Let go of the file; it is still there."""
