@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import grpc
@@ -32,6 +32,9 @@ FREE_PIECE = 1 << 20
 
 FREE_ASKS = 4
 """Pieces asked for at a time then."""
+
+MOST_WAITING = 16
+"""Events of a stream that wait to be looked at."""
 
 
 class Ticket(Protocol):
@@ -312,7 +315,7 @@ class _Stream:
     def __init__(self, tunnel: Tunnel):
         stub = weights_pb2_grpc.WeightStoreStub(tunnel.channel("weights"))  # type: ignore[no-untyped-call]
         self._outgoing: SimpleQueue[pb.PullRequest | None] = SimpleQueue()
-        self._incoming: SimpleQueue[pb.PullEvent | UserSystemError | None] = SimpleQueue()
+        self._inbox = _Inbox()
         self._call = stub.Pull(iter(self._outgoing.get, None))
         self._over = False
         threading.Thread(target=self._read, name="weights in", daemon=True).start()
@@ -320,11 +323,11 @@ class _Stream:
     def _read(self) -> None:
         try:
             for event in self._call:
-                self._incoming.put(event)
+                self._inbox.put(event)
         except grpc.RpcError as error:
-            self._incoming.put(received(error, "pull weights"))
+            self._inbox.end(received(error, "pull weights"))
         else:
-            self._incoming.put(LinkError("the stream of weights ended"))
+            self._inbox.end(LinkError("the stream of weights ended"))
 
     def send(self, request: pb.PullRequest) -> None:
         """Say something to the store."""
@@ -338,23 +341,76 @@ class _Stream:
             UserSystemError: what the store raised.
         """
         try:
-            event = self._incoming.get(timeout=limit_s)
-        except Empty:
+            return self._inbox.get(limit_s)
+        except TimeoutError:
             self._call.cancel()
             text = f"nothing for {limit_s:g} s"
             raise LinkError("the weight store fell silent", got=text) from None
-        if isinstance(event, UserSystemError):
-            raise event
-        return event
 
     def wake(self) -> None:
         """Have ``next`` return."""
-        self._incoming.put(None)
+        self._inbox.wake()
 
     def close(self) -> None:
         """End it."""
         self._outgoing.put(None)
         self._call.cancel()
+        self._inbox.end(LinkError("the stream of weights was closed"))
+
+
+class _Inbox:
+    """What came and was not looked at yet: a few events, so that gRPC holds back the others.
+
+    A store sends only what was asked for; one that was taken over sends what it likes.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._events: deque[pb.PullEvent] = deque()
+        self._woken = False
+        self._end: UserSystemError | None = None
+
+    def put(self, event: pb.PullEvent) -> None:
+        """Take one in; wait while there are too many. After the end it is dropped."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._events) < MOST_WAITING or self._end)
+            if self._end is None:
+                self._events.append(event)
+                self._changed.notify_all()
+
+    def end(self, error: UserSystemError) -> None:
+        """Nothing more comes; the first reason counts."""
+        with self._changed:
+            self._end = self._end or error
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have ``get`` return None."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def get(self, limit_s: float) -> pb.PullEvent | None:
+        """Return the next event; None: woken.
+
+        Raises:
+            TimeoutError: nothing came for so long.
+            UserSystemError: why nothing comes any more.
+        """
+        with self._changed:
+            ready = self._changed.wait_for(
+                lambda: self._woken or self._events or self._end, limit_s
+            )
+            if self._woken:
+                self._woken = False
+                return None
+            if self._events:
+                event = self._events.popleft()
+                self._changed.notify_all()
+                return event
+            if not ready or self._end is None:
+                raise TimeoutError
+            raise self._end
 
 
 def checked(manifest: Manifest, want: Wanted) -> Manifest:

@@ -1,6 +1,7 @@
 """Weights: only what changed travels, a break costs nothing, nothing but what was asked for."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from comms import weight_puller
 from comms.credentials import AllowList, Credentials
 from comms.pb import weights_pb2 as pb
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
-from comms.weight_puller import FREE_PIECE, Transfer, Wanted, WeightPuller
+from comms.weight_puller import FREE_PIECE, MOST_WAITING, Transfer, Wanted, WeightPuller
 from comms.weights import PART, WeightPublisher, WeightService, list_versions, roll_back
 from comms.wire_specs import manifest_to_proto
 from user_system.codec import deltas
@@ -429,6 +431,44 @@ def test_answers_to_other_questions_are_refused(
         puller.pull(Wanted("p", version=1))
     shelf.kept["p"][0] = good
     assert pull(puller).manifest.version == 1
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_store_that_sends_what_nobody_asked_for_is_held_back() -> None:
+    inbox = weight_puller._Inbox()
+    sent: list[int] = []
+
+    def flood() -> None:
+        for number in range(10 * MOST_WAITING):
+            inbox.put(pb.PullEvent(piece=pb.BodyPart(offset=number)))
+            sent.append(number)
+
+    thread = threading.Thread(target=flood, daemon=True)
+    thread.start()
+    wait_until(lambda: len(sent) == MOST_WAITING)
+    assert inbox.get(1.0) == pb.PullEvent(piece=pb.BodyPart(offset=0))
+    wait_until(lambda: len(sent) == MOST_WAITING + 1)
+    inbox.wake()
+    assert inbox.get(1.0) is None
+    assert len(sent) == MOST_WAITING + 1, "who is woken takes nothing away"
+    inbox.end(LinkError("closed"))
+    thread.join(60.0)
+    assert not thread.is_alive(), "nobody waits for room after the end"
+    for number in range(1, MOST_WAITING + 1):
+        assert inbox.get(1.0) == pb.PullEvent(piece=pb.BodyPart(offset=number))
+    with pytest.raises(LinkError, match="closed"):
+        inbox.get(1.0)
+
+
+def test_an_inbox_says_when_nothing_comes() -> None:
+    with pytest.raises(TimeoutError):
+        weight_puller._Inbox().get(0.01)
 
 
 def test_too_much_at_once_is_refused(dial: Callable[[str], DirectTunnel]) -> None:

@@ -475,6 +475,25 @@ def test_a_thousand_bad_pushes_reach_no_robot(client, head, wait_for):
     wait_for(lambda: versions(c) == [1, good], "a good one")
 
 
+def test_what_is_said_to_be_here_must_be_here_with_that_dtype_and_shape(client, head, wait_for):
+    c = client()
+    head.publish(modules(0))
+    wait_for(lambda: versions(c) == [1], "version 1")
+    here = codec.tensor_hash(np.zeros(3))
+
+    def spoil(manifest, travels, body):
+        bias, weight = manifest.tensors  # "w" is said to be the same as "b", of half its size
+        rows = (bias, weight._replace(hash=here))
+        hash = codec.entries_hash(codec.Entry(*row) for row in rows)
+        travels = [travel._replace(form="", size=0) for travel in travels]
+        return replace(manifest, tensors=rows, hash=hash), travels, b""
+
+    head.spoil = spoil
+    head.publish(modules(1))
+    wait_for(lambda: c.stats()["weights_refused"] == 1, "a refusal")
+    assert versions(c) == [1]
+
+
 # --- which of them act --------------------------------------------------------------------------
 
 

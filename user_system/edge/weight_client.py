@@ -340,14 +340,16 @@ class Follower:
         near: dict[str, tuple[Path, int]] = {}
         files: dict[Path, memoryview] = {}
         body, at = memoryview(self._partial.data), 0
+        # A hash stands for dtype and shape too, but only where it was held against them.
+        known = {e.hash: _kind(e) for e in held.manifest.tensors} if held else {}
         for entry, travel in zip(transfer.manifest.tensors, transfer.travels, strict=True):
             if travel.form == HELD:
-                if not (
-                    entry.hash in fresh
-                    or entry.hash in near
-                    or (held and entry.hash in held.tensors)
-                ):
-                    raise DamageError("a tensor did not come", got=f"{entry.module}/{entry.name}")
+                if known.get(entry.hash) != _kind(entry):
+                    raise DamageError(
+                        f"tensor {entry.module}/{entry.name} did not come",
+                        got=known.get(entry.hash, "nothing of that hash"),
+                        allowed=_kind(entry),
+                    )
             elif travel.form == NEAR:
                 place = self._near_file(travel)
                 if place not in files:
@@ -366,6 +368,7 @@ class Follower:
                 verify(entry, data)
                 fresh[entry.hash] = data
                 at += travel.size
+            known[entry.hash] = _kind(entry)
         return fresh, near
 
     def _near_file(self, travel: Travel) -> Path:
@@ -426,6 +429,10 @@ class Follower:
 
 def _shapes(manifest: Manifest) -> set[tuple[str, str, str, tuple[int, ...]]]:
     return {(e.module, e.name, e.dtype, tuple(e.shape)) for e in manifest.tensors}
+
+
+def _kind(entry: TensorEntry) -> tuple[str, tuple[int, ...]]:
+    return entry.dtype, tuple(entry.shape)
 
 
 def _size(entry: TensorEntry) -> int:
