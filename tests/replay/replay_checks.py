@@ -1,6 +1,7 @@
-"""Each draw that can happen, compared with the model."""
+"""Each draw that can happen, compared with the model, and many draws with their chances."""
 
 import dataclasses
+import math
 from contextlib import suppress
 from functools import lru_cache
 
@@ -224,6 +225,16 @@ class Checker:
             assert (ours is None) == (theirs is None)
             if ours is not None and theirs is not None:
                 same(ours, theirs)
+
+
+def fits(counts, expected):
+    """Whether counts are a likely sample of expected ones (chi-square, p > 1e-4)."""
+    assert counts.keys() <= expected.keys()
+    df = len(expected) - 1
+    statistic = sum((counts.get(key, 0) - e) ** 2 / e for key, e in expected.items())
+    # Wilson and Hilferty: the cube root of chi-square over df is nearly normal.
+    z = ((statistic / df) ** (1 / 3) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
+    assert z < 3.72, (statistic, df)
 
 
 def attempt(data, request):

@@ -1,10 +1,10 @@
 """Several stores as one: the draws that a single store would give, whatever lies where."""
 
-import math
 from collections import Counter
 
 import numpy as np
 import pytest
+from replay_checks import fits
 
 from user_system.core.draws import Draw, Weigh
 from user_system.core.errors import ConfigError, LinkError, SpecError
@@ -61,16 +61,6 @@ def filled(site, recorder):
     site.put("there", [ben.flush()])
     site.put("there", ben.run_episode(20))
     return site
-
-
-def fits(counts, expected):
-    """Whether counts are a likely sample of expected ones (chi-square, p > 1e-4)."""
-    assert counts.keys() <= expected.keys()
-    df = len(expected) - 1
-    statistic = sum((counts.get(key, 0) - e) ** 2 / e for key, e in expected.items())
-    # Wilson and Hilferty: the cube root of chi-square over df is nearly normal.
-    z = ((statistic / df) ** (1 / 3) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
-    assert z < 3.72, (statistic, df)
 
 
 def chances(site, weigh, view):
