@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +18,9 @@ from comms.authority import Authority
 from comms.credentials import Credentials, Role
 from comms.tunnel import DirectTunnel, Endpoints
 from user_system.cluster import configs
+from user_system.cluster.bench.started import Started
 from user_system.cluster.parse import dump
-from user_system.cluster.process import PARENT_VARIABLE, READY_VARIABLE, write_private
+from user_system.cluster.process import write_private
 from user_system.core.schedule import ScheduleConfig
 from user_system.core.types import Parcel
 from user_system.replay.store import Store
@@ -43,7 +43,6 @@ PEERS = {
 
 OWNERS = {"arm-1": "host-1", "arm-2": "host-2"}
 PEOPLE = {"vic": "viewer", "ann": "operator", "eng": "engineer", "joe": "operator"}
-UP_S, DOWN_S = 120.0, 60.0
 _ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB", re.MULTILINE)
 
 
@@ -62,6 +61,7 @@ class Heads:
         self.secrets: Mapping[str, str] = {}
         self.ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started = Started(directory)
 
     def __enter__(self) -> "Heads":
         authority = Authority.open(self.pki)
@@ -84,13 +84,7 @@ class Heads:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in reversed(self.processes.values()):
-            process.terminate()
-            try:
-                process.wait(DOWN_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._started.__exit__(kind, error, trace)
 
     @property
     def url(self) -> str:
@@ -130,7 +124,7 @@ class Heads:
 
     def log(self, kind: str) -> Path:
         """Where one writes to."""
-        return self.directory / f"{kind}.log"
+        return self._started.log(kind)
 
     def _choose_ports(self) -> None:
         with ExitStack() as held:
@@ -163,24 +157,11 @@ class Heads:
         )
 
     def _start(self, kind: str) -> None:
-        path, ready = self.directory / f"{kind}.json", self.directory / f"{kind}.ready"
+        path = self.directory / f"{kind}.json"
         write_private(path, json.dumps(dump(self._config(kind))))
-        variables = {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
-        with self.log(kind).open("wb") as sink:
-            self.processes[kind] = process = subprocess.Popen(
-                [sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-                | variables,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + UP_S
-        while not ready.exists():
-            assert process.poll() is None, self.log(kind).read_text()[-3000:]
-            assert time.monotonic() < deadline, f"{kind} does not serve"
-            time.sleep(0.02)
+        argv = [sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path)]
+        env = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.processes[kind] = self._started.start(kind, argv, env=env)
 
 
 def _parcel(producer: int, epoch: int, sequence: int) -> Parcel:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from user_system.cluster import away, enrol, plan
 from user_system.cluster.bench import net_policy, net_remote_edge
 from user_system.cluster.bench.figures import Figure, Goal, judged
 from user_system.cluster.bench.options import Options
+from user_system.cluster.bench.started import Popen, Started
 from user_system.cluster.compose import Composer
 from user_system.cluster.configs import EdgeHostConfig, LinkConfig, WorkerHostConfig
 from user_system.cluster.layout import open_run
 from user_system.cluster.manifest import Manifest, load_manifest, plugin_config
 from user_system.cluster.ports import Ports
-from user_system.cluster.process import PARENT_VARIABLE, READY_VARIABLE
 from user_system.core.clock import SECOND
 from user_system.core.errors import LinkError
 
@@ -35,7 +35,7 @@ IDS = ("net.episode_remote_s",)
 ROBOT, HOST, ACTOR = "arm-1", "site", "deep"
 HZ, STEPS, EPISODES = 10.0, 100, 3
 _GOAL = Goal("<=", 10.5)
-_UP_S, _DOWN_S, _POLL_S = 60.0, 20.0, 0.05
+_POLL_S = 0.05
 
 _MANIFEST = """
 name: remote
@@ -58,7 +58,6 @@ PORTS = Ports(
     ray_client=0,
     policies={ACTOR: 7410},
 )
-Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @dataclass(frozen=True)
@@ -174,12 +173,20 @@ def site(directory: Path, ends: Ends, steps: int) -> Iterator[Site]:
     processes = [_edited(process, ends) for process in composer.processes()]
     plan.write_configs(processes)
     installed = str(net_policy.install(directory / "plugins"))
+    logs = run.root / "logs"
+    logs.mkdir(exist_ok=True)
     with ExitStack() as stack:
+        head = stack.enter_context(Started(logs, ends.head))
+        edge = stack.enter_context(Started(logs, ends.edge))
         started = []
         for process in processes:
-            popen = ends.edge if process.host == HOST else ends.head
-            path = installed if process.spec.name == f"{away.PEER}{ACTOR}" else ""
-            started.append(_start(process, popen, run.root, path, stack))
+            name = process.spec.name
+            path = installed if name == f"{away.PEER}{ACTOR}" else ""
+            paths = [item for item in (path, os.environ.get("PYTHONPATH", "")) if item]
+            env = {**process.spec.env, "PYTHONPATH": os.pathsep.join(paths)}
+            argv = [sys.executable, *process.spec.argv[1:]]
+            end = edge if process.host == HOST else head
+            started.append(end.start(name, argv, env=env))
         yield Site(run.edge(HOST), started)
 
 
@@ -213,36 +220,3 @@ def _edited(process: plan.Process, ends: Ends) -> plan.Process:
         link: LinkConfig = replace(config.away.link, policies={ACTOR: ends.detour})
         config = replace(config, away=replace(config.away, link=link))
     return replace(process, spec=spec, config=config, children=children)
-
-
-def _start(
-    process: plan.Process, popen: Popen, root: Path, path: str, stack: ExitStack
-) -> "subprocess.Popen[bytes]":
-    """Start a process and wait until it serves; it ends with ``stack``."""
-    name = process.spec.name
-    ready, log = root / "ready" / name, root / "logs" / f"{name}.log"
-    for place in (ready.parent, log.parent):
-        place.mkdir(exist_ok=True)
-    ready.unlink(missing_ok=True)
-    paths = [item for item in (path, os.environ.get("PYTHONPATH", "")) if item]
-    env = {**os.environ, **process.spec.env, "PYTHONPATH": os.pathsep.join(paths)}
-    env |= {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
-    with log.open("ab") as sink:
-        argv = [sys.executable, *process.spec.argv[1:]]
-        child = popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env)
-    stack.callback(_end, child)
-    deadline = time.monotonic() + _UP_S
-    while not ready.exists():
-        if child.poll() is not None or time.monotonic() > deadline:
-            raise LinkError(f"{name} does not serve", todo=f"Look into {log}.")
-        time.sleep(_POLL_S)
-    return child
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    child.terminate()
-    try:
-        child.wait(_DOWN_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from user_system.cluster.bench.paired import THREADS
+from user_system.cluster.bench.started import Popen
 from user_system.cluster.process import PARENT_VARIABLE, begin
 from user_system.core.errors import LinkError, UserSystemError
 
@@ -45,7 +46,7 @@ class Child:
         module: str,
         directory: Path,
         name: str,
-        popen: "Callable[..., subprocess.Popen[bytes]]" = subprocess.Popen,
+        popen: Popen = subprocess.Popen,
     ):
         self.name = name
         self._popen = popen

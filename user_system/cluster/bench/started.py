@@ -1,16 +1,16 @@
-"""Processes of ours that a benchmark starts by themselves, and waits for until they serve."""
+"""Processes of ours that are started without the launcher, and waited for until they serve."""
 
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from user_system.cluster.process import PARENT_VARIABLE, READY_VARIABLE
 from user_system.core.errors import LinkError
 
-UP_S, DOWN_S = 60.0, 30.0
+UP_S, DOWN_S = 120.0, 60.0
 POLL_S = 0.02
 
 Popen = Callable[..., "subprocess.Popen[bytes]"]
@@ -48,21 +48,35 @@ class Started:
                 process.wait()
         self._processes.clear()
 
-    def start(self, name: str, argv: Sequence[str], *, waits: bool = True) -> None:
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        waits: bool = True,
+    ) -> "subprocess.Popen[bytes]":
         """Start a process, and wait until it serves unless told otherwise.
+
+        Args:
+            name: what to call it.
+            argv: what it runs.
+            env: variables beside those of this process.
+            waits: whether it is one of ours, which says when it serves.
 
         Raises:
             LinkError: it ended, with its last words, or took too long.
         """
-        ready, log = self._directory / f"{name}.ready", self._directory / f"{name}.log"
+        ready = self._directory / f"{name}.ready"
+        ready.unlink(missing_ok=True)
         variables = {PARENT_VARIABLE: str(os.getpid()), READY_VARIABLE: str(ready)}
-        with log.open("wb") as sink:
+        with self.log(name).open("wb") as sink:
             process = self._popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                env={**os.environ, **(variables if waits else {})},
+                env={**os.environ, **(env or {}), **(variables if waits else {})},
                 start_new_session=True,
             )
         self._processes.append(process)
@@ -70,8 +84,16 @@ class Started:
         while waits and not ready.exists():
             self.check(name)
             if time.monotonic() > deadline:
-                raise LinkError(f"the {name} process does not serve after {UP_S:.0f} s")
+                raise LinkError(
+                    f"the {name} process does not serve after {UP_S:.0f} s",
+                    todo=f"Look into {self.log(name)}.",
+                )
             time.sleep(POLL_S)
+        return process
+
+    def log(self, name: str) -> Path:
+        """Return where a process writes to."""
+        return self._directory / f"{name}.log"
 
     def check(self, name: str) -> None:
         """Make sure that the newest process, which is called ``name``, still runs.
@@ -80,9 +102,12 @@ class Started:
             LinkError: it ended.
         """
         if self._processes[-1].poll() is not None:
-            log = self._directory / f"{name}.log"
-            lines = log.read_text(errors="replace").strip().splitlines()
-            raise LinkError(f"the {name} process ended", got=lines[-1] if lines else "no word")
+            lines = self.log(name).read_text(errors="replace").strip().splitlines()
+            raise LinkError(
+                f"the {name} process ended",
+                got=lines[-1] if lines else "no word",
+                todo=f"Look into {self.log(name)}.",
+            )
 
     def cpu_s(self) -> float:
         """Return the processor time that all of them have taken so far."""
