@@ -79,8 +79,8 @@ def test_a_host_behind_a_tunnel_is_not_near(tmp_path) -> None:
         "tunnel.host=192.0.2.1",
     )
     composed = composer(tmp_path, *settings)
-    assert composed._edge("lab-1").config.shelf is None
-    assert composed._edge("local").config.shelf is not None
+    assert composed.of_host("lab-1")[-1].config.shelf is None
+    assert composed.of_host("local")[-1].config.shelf is not None
 
 
 @pytest.mark.parametrize(
