@@ -34,6 +34,13 @@ class EnrolmentHandler(Protocol):
             SecurityError: it is refused; says why.
         """
 
+    def leave(self, peer: Peer) -> None:
+        """Revoke a peer that asks for it itself.
+
+        Raises:
+            SecurityError: it is not enrolled any more.
+        """
+
 
 class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
     """Serves ``Enrolment`` over a handler."""
@@ -41,7 +48,7 @@ class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
     def __init__(self, handler: EnrolmentHandler):
         self._handler = handler
         self._lock = threading.Lock()
-        self._figures = dict.fromkeys(("joins", "renewals"), 0.0)
+        self._figures = dict.fromkeys(("joins", "renewals", "leaves"), 0.0)
 
     def register(self, server: grpc.Server) -> None:
         """Add the methods to ``server``."""
@@ -54,7 +61,7 @@ class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
         """Do nothing."""
 
     def stats(self) -> dict[str, float]:
-        """Return how many joined and how many certificates were renewed."""
+        """Return how many joined and left, and how many certificates were renewed."""
         return dict(self._figures)
 
     def Join(  # noqa: N802 (gRPC's name)
@@ -82,6 +89,15 @@ class EnrolmentService(enrol_pb2_grpc.EnrolmentServicer):
         signed = self._handler.renew(peer, certificate, request.csr)
         self._count("renewals")
         return pb.RenewReply(certificate=signed)
+
+    def Leave(  # noqa: N802 (gRPC's name)
+        self, request: pb.LeaveRequest, context: grpc.ServicerContext
+    ) -> pb.LeaveReply:
+        """Revoke the caller."""
+        del request
+        self._handler.leave(subject(parse(shown_pem(context))))
+        self._count("leaves")
+        return pb.LeaveReply()
 
     def _count(self, name: str) -> None:
         with self._lock:
@@ -120,6 +136,15 @@ class EnrolmentClient:
             LinkError: the hub cannot be reached.
         """
         return bytes(self._call("Renew", pb.RenewRequest(csr=csr), RENEW_S).certificate)
+
+    def leave(self) -> None:
+        """Have the hub revoke this robot host; its connections are cut off soon after.
+
+        Raises:
+            SecurityError: it is not enrolled (any more), or no robot host.
+            LinkError: there was no answer; it may be done nevertheless.
+        """
+        self._call("Leave", pb.LeaveRequest(), RENEW_S)
 
     def _call(self, method: str, request: Any, timeout_s: float) -> Any:
         channel = self._tunnel.channel("hub")

@@ -57,6 +57,7 @@ RULES: Mapping[str, frozenset[Role]] = {
     # Who joins has no certificate yet: the page asks for it.
     "/user_system.v1.Enrolment/Join": frozenset({Role.SERVICE}),
     "/user_system.v1.Enrolment/Renew": EVERYBODY,
+    "/user_system.v1.Enrolment/Leave": frozenset({Role.ROBOT}),
     # What people do on the page, which the hub does not see by itself.
     "/user_system.v1.Audit/Note": frozenset({Role.SERVICE}),
     "/user_system.v1.Experience/Stream": frozenset({Role.ROBOT}),

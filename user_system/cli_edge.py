@@ -87,6 +87,23 @@ def stop(
         _say(f"{host}: stopped; a person releases its robots on the page")
 
 
+@edge_app.command()
+def leave(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="As `edge join` made it.")],
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Delete also what the head has not got.")
+    ] = False,
+) -> None:
+    """Leave for good: end what runs, be revoked at the head, remove unit, keys and configs.
+
+    Works while the head is away too, and then says what is left to do there (status 1).
+    """
+    from user_system.cluster import leave as leaving
+
+    if not leaving.leave(directory, _say, discard=discard):
+        raise typer.Exit(1)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omms/pb/enrol.proto\x12\x0euser_system.v1\"\xcd\x01\n\x0bJoinRequest\x12\x12\n\ninvitation\x18\x01 \x01(\x0c\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63urve_public\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x37\n\x06tunnel\x18\x06 \x03(\x0b\x32\'.user_system.v1.JoinRequest.TunnelEntry\x1a-\n\x0bTunnelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"q\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x11\n\tauthority\x18\x04 \x01(\x0c\x12\x11\n\thub_curve\x18\x05 \x01(\x0c\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x01(\t\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\x8e\x01\n\tEnrolment\x12>\n\x04Join\x12\x1b.user_system.v1.JoinRequest\x1a\x19.user_system.v1.JoinReply\x12\x41\n\x05Renew\x12\x1c.user_system.v1.RenewRequest\x1a\x1a.user_system.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63omms/pb/enrol.proto\x12\x0euser_system.v1\"\xcd\x01\n\x0bJoinRequest\x12\x12\n\ninvitation\x18\x01 \x01(\x0c\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63urve_public\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x37\n\x06tunnel\x18\x06 \x03(\x0b\x32\'.user_system.v1.JoinRequest.TunnelEntry\x1a-\n\x0bTunnelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"q\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x11\n\tauthority\x18\x04 \x01(\x0c\x12\x11\n\thub_curve\x18\x05 \x01(\x0c\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x01(\t\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x0e\n\x0cLeaveRequest\"\x0c\n\nLeaveReply2\xd1\x01\n\tEnrolment\x12>\n\x04Join\x12\x1b.user_system.v1.JoinRequest\x1a\x19.user_system.v1.JoinReply\x12\x41\n\x05Renew\x12\x1c.user_system.v1.RenewRequest\x1a\x1a.user_system.v1.RenewReply\x12\x41\n\x05Leave\x12\x1c.user_system.v1.LeaveRequest\x1a\x1a.user_system.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_end=390
   _globals['_RENEWREPLY']._serialized_start=392
   _globals['_RENEWREPLY']._serialized_end=425
-  _globals['_ENROLMENT']._serialized_start=428
-  _globals['_ENROLMENT']._serialized_end=570
+  _globals['_LEAVEREQUEST']._serialized_start=427
+  _globals['_LEAVEREQUEST']._serialized_end=441
+  _globals['_LEAVEREPLY']._serialized_start=443
+  _globals['_LEAVEREPLY']._serialized_end=455
+  _globals['_ENROLMENT']._serialized_start=458
+  _globals['_ENROLMENT']._serialized_end=667
 # @@protoc_insertion_point(module_scope)

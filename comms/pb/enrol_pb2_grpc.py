@@ -44,6 +44,11 @@ class EnrolmentStub:
                 request_serializer=comms_dot_pb_dot_enrol__pb2.RenewRequest.SerializeToString,
                 response_deserializer=comms_dot_pb_dot_enrol__pb2.RenewReply.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/user_system.v1.Enrolment/Leave',
+                request_serializer=comms_dot_pb_dot_enrol__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=comms_dot_pb_dot_enrol__pb2.LeaveReply.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer:
@@ -61,6 +66,12 @@ class EnrolmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +84,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=comms_dot_pb_dot_enrol__pb2.RenewRequest.FromString,
                     response_serializer=comms_dot_pb_dot_enrol__pb2.RenewReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=comms_dot_pb_dot_enrol__pb2.LeaveRequest.FromString,
+                    response_serializer=comms_dot_pb_dot_enrol__pb2.LeaveReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +145,33 @@ class Enrolment:
             '/user_system.v1.Enrolment/Renew',
             comms_dot_pb_dot_enrol__pb2.RenewRequest.SerializeToString,
             comms_dot_pb_dot_enrol__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/user_system.v1.Enrolment/Leave',
+            comms_dot_pb_dot_enrol__pb2.LeaveRequest.SerializeToString,
+            comms_dot_pb_dot_enrol__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,

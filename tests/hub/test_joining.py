@@ -9,7 +9,7 @@ import pytest
 
 from comms import admission, ssh_keys, wireguard
 from comms.authority import Authority
-from comms.credentials import AllowList, Credentials, Peer, Role, parse
+from comms.credentials import AllowList, Credentials, Peer, Role, parse, read_allowed
 from comms.enrolment import EnrolmentClient, EnrolmentService
 from comms.fresh import FreshPeer
 from comms.fresh_hub import FreshHub
@@ -376,6 +376,20 @@ def test_one_renews_for_itself_only(head, tmp_path):
         signed = EnrolmentClient(way).renew(make_request(key, Peer("arm-1", Role.ROBOT)))
     assert parse(signed).public_key() == key.public_key()
     assert ("refuse", "arm-1") in head.audited()
+
+
+def test_a_host_leaves_and_takes_nobody_with_it(head, tmp_path):
+    for name in ("arm-1", "arm-2"):
+        join(head.invite(name), tmp_path / name)
+    with head.dial(tmp_path / "arm-1", "arm-1") as way, head.dial(tmp_path / "arm-2", "arm-2") as b:
+        EnrolmentClient(way).leave()
+        assert "arm-1" not in read_allowed(head.pki)
+        assert HubClient(b).status().run == "t"
+    until(lambda: ("revoke", "arm-1") in head.audited())
+    with head.dial(tmp_path / "arm-1", "arm-1") as way, pytest.raises((SecurityError, LinkError)):
+        HubClient(way).status()
+    with pytest.raises(SecurityError, match="may not call"):
+        EnrolmentClient(head.way).leave()  # a part of the head
 
 
 def test_a_host_cannot_join_others_through_the_hub(head, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ learners:
   rlpd: {kind: rlpd, publish_every: 1s, config: {hidden: [32], mix: {online: 1.0}, batch: 64}}
 actors: {swing: {learner: rlpd}}
 schedule: {demos: 0, eval_episodes: 1, eval_pass: 1}
-tunnel: {hub_port: 0, fresh_port: 0, replay_port: 0}
+tunnel: {hub_port: HUB_PORT, fresh_port: 0, replay_port: 0}
 """
 
 
@@ -130,7 +131,9 @@ def steps(system: System) -> float:
 
 def test_one_line_makes_a_robot_host(tmp_path: Path, host: Host) -> None:
     manifest = tmp_path / "lab.yaml"
-    manifest.write_text(MANIFEST)
+    with socket.socket() as probe:  # where the host looks for its head in every life of it
+        probe.bind(("127.0.0.1", 0))
+        manifest.write_text(MANIFEST.replace("HUB_PORT", str(probe.getsockname()[1])))
     with System(manifest, tmp_path / "head") as system:
         wait_for(lambda: serves(system), "the head serves, without its robot host")
         waits_for_nobody(system)
@@ -146,6 +149,7 @@ def test_one_line_makes_a_robot_host(tmp_path: Path, host: Host) -> None:
         assert host.left() == []
         wait_for(lambda: the_host(system).link == "away", "noticed")
     starts_without_its_head(host)
+    leaves_while_its_head_is_away(host)
 
 
 def waits_for_nobody(system: System) -> None:
@@ -226,6 +230,22 @@ def starts_without_its_head(host: Host) -> None:
     assert host.process is not None
     assert host.process.wait(LIMIT_S) == 128 + signal.SIGTERM
     assert host.left() == []
+
+
+def leaves_while_its_head_is_away(host: Host) -> None:
+    """It runs until then; nothing that runs, and nothing that opens the head, is left."""
+    host.start("run", str(host.root))
+    wait_for(lambda: host.said("lab-1 is live"), "runs")
+    assert host.left()
+    command = [sys.executable, "-m", "user_system.cli", "edge", "leave", str(host.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "left to do at the head: user-system enrol revoke lab-1" in done.stdout
+    assert host.process is not None
+    assert host.process.wait(LIMIT_S) == 128 + signal.SIGTERM
+    assert host.left() == []
+    assert not (host.root / "pki").exists()
+    assert not (host.root / "edge.json").exists()
 
 
 def test_it_needs_no_head_packages() -> None:

@@ -128,6 +128,24 @@ def start(unit_file: str, *, again: bool) -> None:
         _systemctl(*words)
 
 
+def stop(unit_file: str) -> None:
+    """Have systemd end a unit, and not run it at boot any more.
+
+    Raises:
+        LinkError: systemd refuses; the text is its own.
+    """
+    _systemctl("disable", "--now", unit_file)
+
+
+def forget() -> None:
+    """Have systemd notice that a unit's file is gone.
+
+    Raises:
+        LinkError: systemd refuses.
+    """
+    _systemctl("daemon-reload")
+
+
 def active(unit_file: str) -> bool:
     """Whether systemd runs a unit, or is about to."""
     done = subprocess.run(
@@ -150,5 +168,5 @@ def _systemctl(*words: str) -> None:
         raise LinkError(
             f"`{' '.join(command)}` failed",
             got=done.stderr.strip() or f"status {done.returncode}",
-            todo="Mend that, then run it again; everything else of the join is done.",
+            todo="Mend that, then run it again.",
         )

@@ -52,7 +52,7 @@ MEANING: Mapping[Deed, str] = {
     Deed.JOIN: "somebody showed an invitation and was let in, from where",
     Deed.JOIN_AGAIN: "the answer to a join was lost, and given once more",
     Deed.RENEW: "a certificate was renewed",
-    Deed.REVOKE: "a person revoked a name or an invitation",
+    Deed.REVOKE: "a person revoked a name or an invitation, or a robot host left for good",
     Deed.RESTORE: "a person let a revoked name in again, with new keys",
     Deed.REFUSE: "somebody asked to join or renew and was refused, and why",
     Deed.SETTINGS: "a run was started or resumed: with which settings, by whom",

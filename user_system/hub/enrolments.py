@@ -100,6 +100,11 @@ class Enrolments:
             self._refused("renew", peer.name, str(error))
             raise
 
+    def leave(self, peer: Peer) -> None:
+        """Revoke a robot host that leaves for good; the deed says that it was itself."""
+        Invitations(self._authority, by=peer.name).revoke(peer.name)
+        log.info("%s has left", peer.name)
+
     # --- time ------------------------------------------------------------------------------------
 
     def tick(self) -> None:
