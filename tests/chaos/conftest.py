@@ -43,6 +43,12 @@ class Size:
     slow_s: float = 2.0
     frames: int = 3000
     replays: int = 60
+    partitions: tuple[tuple[float, float], ...] = ((1.0, 1.0), (6.0, 2.0))
+    """(s, how many times faster it records meanwhile)."""
+    bad_link_s: float = 4.0
+    resets: int = 15
+    herd: int = 12
+    skewed_s: float = 2.0
 
 
 PROMISED = Size(
@@ -58,6 +64,11 @@ PROMISED = Size(
     slow_s=15.0,
     frames=100_000,
     replays=1000,
+    partitions=((1.0, 1.0), (30.0, 1.0), (60.0, 10.0)),
+    bad_link_s=60.0,
+    resets=200,
+    herd=64,
+    skewed_s=15.0,
 )
 
 

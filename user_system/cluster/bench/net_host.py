@@ -186,6 +186,10 @@ class Host:
         """Return how many fragments wait for the head."""
         return self.books.waiting
 
+    def sessions(self) -> float:
+        """Return how often experience was dialled so far."""
+        return self._client.stats()["sessions"] if self._client else 0.0
+
     def episode_after(self, at_ns: int, timeout_s: float = 60.0) -> int:
         """Return when the next episode begins after a moment: what is live lies there.
 
@@ -235,8 +239,7 @@ class Host:
             time.sleep(POLL_S)
         if self.books.refused:
             raise LinkError("the replay refused a fragment", got=self.books.refused[0])
-        stats = self._client.stats() if self._client else {}
-        return {"spooled": self.books.spooled(), "sessions": stats.get("sessions")}
+        return {"spooled": self.books.spooled(), "sessions": self.sessions()}
 
     def close(self) -> None:
         """Hang up."""
@@ -299,8 +302,8 @@ def main() -> None:
     """Do what is asked for."""
     host = Host()
     questions = (
-        host.connect, host.begin, host.delays, host.backlog, host.waiting, host.episode_after,
-        host.back, host.end,
+        host.connect, host.begin, host.delays, host.backlog, host.waiting, host.sessions,
+        host.episode_after, host.back, host.end,
     )  # fmt: skip
     try:
         serve({question.__name__: question for question in questions})

@@ -39,10 +39,12 @@ class Site:
 
 
 @contextmanager
-def site(directory: Path, profile: Profile | str, *, hub: bool = False) -> Iterator[Site]:
+def site(
+    directory: Path, profile: Profile | str, *, hub: bool = False, seed: int = 1
+) -> Iterator[Site]:
     """Open a lab with a head and one robot host that is connected to it."""
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(profile, seed=1))
+        lab = stack.enter_context(Lab(profile, seed=seed))
         place = Place(lab.head.address, lab.head.popen, PORT)
         head = stack.enter_context(Head(directory, [HOST], place, hub=hub))
         module = "user_system.cluster.bench.net_host"
