@@ -128,13 +128,19 @@ def produce(
     per_s: float = 0.0,
     under_way: int = UNDER_WAY,
     side: int = made.SIDE,
+    ways: int = 1,
 ) -> None:
-    """Be a robot host that makes fragments until told to stop, then waits for the last ack."""
+    """Be a robot host that makes fragments until told to stop, then waits for the last ack.
+
+    With several ``ways`` each sends everything, in a connection of its own.
+    """
     rng, host = random.Random(seed), made.name(number)
     outbox = Outbox(Journal(journal))
-    tunnel = DirectTunnel(Endpoints(replay=address), Credentials.load(Path(keys), host))
-    client = ExperienceClient(tunnel, outbox, host, packing=Packing(rng.choice(["raw", "zstd"])))
-    client.start()
+    me, packing = Credentials.load(Path(keys), host), Packing(rng.choice(["raw", "zstd"]))
+    tunnels = [DirectTunnel(Endpoints(replay=address), me) for _ in range(ways)]
+    clients = [ExperienceClient(tunnel, outbox, host, packing=packing) for tunnel in tunnels]
+    for client in clients:
+        client.start()
     channel.send("ready")
     epoch, sequence, begun, count = first_epoch, 0, time.monotonic(), 0
     while not channel.pending():
@@ -147,8 +153,9 @@ def produce(
             time.sleep(max(0.0, begun + count / per_s - time.monotonic()))
     channel.receive()
     outbox.wait_below(1)
-    client.close()
-    tunnel.close()
+    for client, tunnel in zip(clients, tunnels, strict=True):
+        client.close()
+        tunnel.close()
     channel.send("drained")
 
 
