@@ -58,6 +58,8 @@ class Heads:
     def __init__(self, directory: Path):
         self.directory = directory
         self.pki = directory / "pki"
+        self.owners = dict(OWNERS)
+        """Robot -> host."""
         self.secrets: Mapping[str, str] = {}
         self.ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -146,10 +148,10 @@ class Heads:
         place = self.directory
         if kind == "hub":
             rule = ScheduleConfig(run="run", task="task", demos=0)
-            return configs.HubHostConfig(link, "run", place / "hub", rule, owners=OWNERS)
+            return configs.HubHostConfig(link, "run", place / "hub", rule, owners=self.owners)
         if kind == "replay":
             sizes = (4 << 30, 1 << 20)
-            return configs.ReplayHostConfig(link, "run", place / "replay", *sizes, {}, OWNERS)
+            return configs.ReplayHostConfig(link, "run", place / "replay", *sizes, {}, self.owners)
         if kind == "reader":
             return configs.ReaderHostConfig(link, place / "replay")
         return configs.TeleopHostConfig(
