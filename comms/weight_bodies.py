@@ -5,7 +5,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from comms.pb import weights_pb2 as pb
 from comms.wire_specs import manifest_to_proto
@@ -23,9 +23,13 @@ _MADE = 4
 """Bodies that are remembered; what they refer to lies on the shelf, or is remembered anyway."""
 
 
+_RECENT = 16
+"""Pieces that are remembered of a body: hosts that began together ask for the same ones."""
+
+
 @dataclass(frozen=True)
 class Body:
-    """A version on its way to a receiver."""
+    """A version on its way to receivers. Thread-safe."""
 
     begin: pb.Begin
     """As every receiver is told, without what is its own: offset, age, serial."""
@@ -33,6 +37,23 @@ class Body:
     """What travels, in order, without what is empty."""
     name: str
     total: int
+
+    _recent: "OrderedDict[tuple[int, int], pb.PullEvent]" = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def piece(self, offset: int, size: int) -> pb.PullEvent:
+        """Return up to ``size`` bytes from ``offset`` on as they are said to whoever asks."""
+        size = min(size, self.total - offset)
+        with self._lock:
+            event = self._recent.get((offset, size))
+        if event is None:
+            event = pb.PullEvent()
+            event.piece.offset, event.piece.data = offset, self.read(offset, size)
+            with self._lock:
+                self._recent[offset, size] = event
+                while len(self._recent) > _RECENT:
+                    self._recent.popitem(last=False)
+        return event
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to ``size`` bytes from ``offset`` on."""

@@ -27,10 +27,11 @@ from user_system.core.ports import Manifest, Travel
 
 log = logging.getLogger(__name__)
 
-FREE_PIECE = 1 << 20
-"""Bytes asked for at a time where nothing limits what may be under way."""
+FREE_PIECE = 256 << 10
+"""Bytes asked for at a time where nothing limits what may be under way. Each is copied some times
+on its way through gRPC: memory for larger ones is fetched from the kernel anew every time."""
 
-FREE_ASKS = 4
+FREE_ASKS = 16
 """Pieces asked for at a time then."""
 
 MOST_WAITING = 16

@@ -304,13 +304,13 @@ class _Sender:
         return pb.PullEvent(begin=begin)
 
     def _piece(self, body: Body) -> pb.PullEvent:
-        data = body.read(self._offset, self._asks.popleft())
-        piece = pb.BodyPart(offset=self._offset, data=data)
-        self._offset += len(data)
-        self._sent(len(data))
+        event = body.piece(self._offset, self._asks.popleft())
+        size = len(event.piece.data)
+        self._offset += size
+        self._sent(size)
         if self._offset >= body.total:
             self._body = None
-        return pb.PullEvent(piece=piece)
+        return event
 
 
 class WeightPublisher:

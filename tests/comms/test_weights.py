@@ -14,7 +14,7 @@ from comms.credentials import AllowList, Credentials
 from comms.pb import weights_pb2 as pb
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
-from comms.weight_puller import FREE_PIECE, MOST_WAITING, Transfer, Wanted, WeightPuller
+from comms.weight_puller import MOST_WAITING, Transfer, Wanted, WeightPuller
 from comms.weights import PART, WeightPublisher, WeightService, list_versions, roll_back
 from comms.wire_specs import manifest_to_proto
 from user_system.codec import deltas
@@ -475,7 +475,7 @@ def test_too_much_at_once_is_refused(dial: Callable[[str], DirectTunnel]) -> Non
     from comms.weights import MAX_ASKS, _stub
 
     tunnel = dial("host-1")
-    for asks in ([FREE_PIECE + 1], [1] * (MAX_ASKS + 1)):
+    for asks in ([MAX_PIECE + 1], [1] * (MAX_ASKS + 1)):
         request = pb.PullRequest(want=pb.Want(policy="p", asks=asks))
         with pytest.raises(Exception, match="too much is asked for"):
             next(_stub(tunnel).Pull(iter([request])))

@@ -185,6 +185,16 @@ def test_a_broken_transfer_goes_on_where_it_broke(client, head, wait_for):
     assert [want.offset for want in head.wants] == [0, 3000, 7000, 9000]
 
 
+def test_nothing_is_left_of_a_transfer_that_is_over(client, head, wait_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_client, "KEEP_AFTER_S", 0.0)
+    head.cut_after = [2, None]
+    c = client()
+    head.publish(modules(1, size=1000))
+    wait_for(lambda: versions(c) == [1], "version 1")
+    left = tmp_path / "w" / "p" / "coming.body"
+    wait_for(lambda: not left.exists() and not left.with_suffix(".note").exists(), "a clean end")
+
+
 def test_also_in_another_life(client, head, wait_for, monkeypatch):
     """Killed three times: what had come is on the disk, and only the rest comes."""
     monkeypatch.setattr(weight_client, "KEEP_AFTER_S", -1.0)
@@ -343,6 +353,24 @@ def test_only_some_files_are_kept(client, head, wait_for, tmp_path):
     assert names == {"1.bin", "4.json", "4.bin", "5.json", "5.bin"}
 
 
+def test_robots_hear_of_a_version_before_old_ones_are_removed(client, head, wait_for, monkeypatch):
+    """Removing can wait for the disk for as long as others write."""
+    heard = []
+    keep = weight_files.Folder.keep
+
+    def noted(folder, laid):
+        laid = list(laid)
+        heard.append((max(one.manifest.version for one in laid), versions(c)))
+        keep(folder, laid)
+
+    monkeypatch.setattr(weight_files.Folder, "keep", noted)
+    c = client()
+    for number in (1, 2):
+        head.publish(modules(number))
+        wait_for(lambda n=number: len(heard) == n, f"version {number}")
+    assert heard == [(1, [1]), (2, [1, 2])]
+
+
 def test_a_pinned_version_stays_while_newer_ones_come(client, head, wait_for):
     """An evaluation names an old version; its file must be there when the robot hears of it."""
     c = client(keep=2)
@@ -400,6 +428,21 @@ def test_no_file_outside_is_read(client, head, wait_for, tmp_path, file):
     head.spoil = lambda m, ts, b: (m, [t._replace(file=file) for t in ts], b)
     c = client(near=tmp_path / "hub")
     head.publish(modules(1))
+    wait_for(lambda: c.stats()["weights_refused"] == 1, "a refusal")
+    assert versions(c) == []
+
+
+def test_a_file_that_changed_since_the_store_looked_at_it_is_refused(
+    client, head, wait_for, tmp_path
+):
+    """The store says what it found when it compared hashes, not what lies there by now."""
+    head.publish(modules(1))
+    path = tmp_path / "hub" / "p" / "00000001.bin"
+    with path.open("r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+    c = client(near=tmp_path / "hub")
     wait_for(lambda: c.stats()["weights_refused"] == 1, "a refusal")
     assert versions(c) == []
 

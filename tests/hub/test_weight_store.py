@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from user_system.codec import weights as codec
+from user_system.codec.arrays import checksum
 from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
 from user_system.core.ports import Manifest, Shelf, TensorEntry
 from user_system.hub import manifests
@@ -329,6 +330,38 @@ def test_those_who_watch_hear_of_each_version(store):
     leave()
     publish(store, tensors(2.0))
     assert heard == [1, 2]
+
+
+def test_those_who_watch_hear_before_old_versions_are_put_away(store, tmp_path):
+    for value in range(1, 4):
+        publish(store, tensors(float(value), float(value)))
+    seen = []
+    store.watch(lambda: seen.append([v.manifest.version for v in store.versions("pick")]))
+    publish(store, tensors(4.0, 4.0))
+    assert seen == [[1, 2, 3, 4]]
+    assert [v.manifest.version for v in store.versions("pick")] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("way", ["sent", "taken over", "read back"])
+def test_who_is_near_is_told_the_checksum_of_what_was_verified(store, tmp_path, clock, way):
+    modules = tensors(1.0, 2.0)
+    manifest = manifest_of(modules)
+    if way == "taken over":
+        upload, _ = store.offer(manifest)
+        blocks = [modules[e.name].tobytes() for e in manifest.tensors]
+        new = tmp_path / "w" / "incoming" / "x.new"
+        new.write_bytes(blocks[0] + bytes(48) + blocks[1])
+        store.adopt(upload, "x.new")
+        store.commit(upload)
+    else:
+        publish(store, modules)
+    if way == "read back":
+        store.close()
+        store = reopened(tmp_path, clock)
+    path = tmp_path / "w" / "pick" / "00000001.bin"
+    path.write_bytes(bytes(path.stat().st_size))  # rot, later
+    for entry in manifest.tensors:
+        assert store.near(entry.hash).check == checksum(modules[entry.name].tobytes())
 
 
 def test_what_was_published_survives_death_without_a_flush(store, tmp_path, clock, monkeypatch):

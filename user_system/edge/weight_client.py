@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -338,7 +339,7 @@ class Follower:
         """
         fresh: dict[str, Buffer] = {}
         near: dict[str, tuple[Path, int]] = {}
-        files: dict[Path, memoryview] = {}
+        files: dict[str, tuple[Path, memoryview]] = {}
         body, at = memoryview(self._partial.data), 0
         # A hash stands for dtype and shape too, but only where it was held against them.
         known = {e.hash: _kind(e) for e in held.manifest.tensors} if held else {}
@@ -351,12 +352,14 @@ class Follower:
                         allowed=_kind(entry),
                     )
             elif travel.form == NEAR:
-                place = self._near_file(travel)
-                if place not in files:
-                    files[place] = map_file(place)
-                there = files[place][travel.at : travel.at + _size(entry)]
+                size = _size(entry)
+                if travel.file not in files:
+                    path = self._near_file(travel)
+                    files[travel.file] = path, map_file(path)
+                place, view = files[travel.file]
+                there = view[travel.at : travel.at + size]
                 # The store has verified its hash in this very file.
-                if len(there) != _size(entry) or checksum(there) != travel.check:
+                if len(there) != size or checksum(there) != travel.check:
                     raise DamageError(f"{place} is not what the store says it is")
                 if not finite(entry.dtype, there):
                     raise SpecError(f"tensor {entry.module}/{entry.name} is not finite")
@@ -397,8 +400,9 @@ class Follower:
             others = [v for v in self._here if v != newest]
             for gone in others[: max(0, len(others) + 1 - self._keep)]:
                 del self._here[gone]
-        self._folder.keep(self._here.values())
         self._on_ready(self._policy, WeightsReady(version, str(laid.path), offered_s))
+        # Removing files can wait for the disk; robots that wait for these weights need not.
+        self._folder.keep(self._here.values())
 
     def _gone(self, want: Wanted, error: MissingError) -> None:
         """A version is not there any more, or a frozen base is not here."""
@@ -436,4 +440,10 @@ def _kind(entry: TensorEntry) -> tuple[str, tuple[int, ...]]:
 
 
 def _size(entry: TensorEntry) -> int:
-    return checked_size(entry.dtype, tuple(entry.shape), MAX_BYTES)
+    return _size_of(entry.dtype, tuple(entry.shape))
+
+
+@lru_cache(1024)
+def _size_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the same for the tensors of each version; the architecture stays."""
+    return checked_size(dtype, shape, MAX_BYTES)

@@ -131,7 +131,8 @@ class Folder:
             blocks += [bytes(pad), data]
             end += pad + len(data)
         try:
-            places |= {tensor: (self._link(file), at) for tensor, (file, at) in near.items()}
+            names = {file: self._link(file) for file in {file for file, _ in near.values()}}
+            places |= {tensor: (names[file], at) for tensor, (file, at) in near.items()}
             if blocks:
                 with open(path.with_suffix(".bin"), "wb") as out:
                     out.writelines(blocks)
@@ -277,6 +278,8 @@ class Partial:
         self.data = bytearray()
         self._kept = 0
         """Bytes that are on disk."""
+        self._noted = True
+        """Whether there may be files."""
 
     def open(self) -> None:
         """Go on from what an earlier life left."""
@@ -309,6 +312,7 @@ class Partial:
         if not keep:
             return
         try:
+            self._noted = True
             if not self._kept:
                 note = {"body": self.body, "version": self.version, "held": self.held}
                 self._note.write_text(json.dumps(note))
@@ -323,6 +327,9 @@ class Partial:
         """Forget it."""
         self.body, self.version, self.held = "", 0, 0
         self.data, self._kept = bytearray(), 0
+        if not self._noted:
+            return
         for path in (self._note, self._path):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+        self._noted = False

@@ -66,10 +66,12 @@ def check_tensor(entry: TensorEntry, data: Buffer) -> None:
     Raises:
         SpecError: they are other bytes than those offered, or not finite.
     """
-    array = np.frombuffer(data, np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+    digest = codec.tensor_digest(entry.dtype, entry.shape)
+    digest.update(data)
     name = f"{entry.module}/{entry.name}"
-    if codec.tensor_hash(array) != entry.hash:
+    if digest.hexdigest() != entry.hash:
         raise SpecError(f"tensor {name} is not the one offered", todo="Send it again.")
+    array = np.frombuffer(data, np.dtype(entry.dtype).newbyteorder("<"))
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise SpecError(f"tensor {name} is not finite", todo="The learner has diverged.")
 

@@ -11,14 +11,14 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from user_system.codec.arrays import ALIGN, Buffer
+from user_system.codec.arrays import ALIGN, Buffer, checksum
 from user_system.codec.weights import tensor_digest
 from user_system.core.errors import DamageError, SpecError, StoreError
 from user_system.core.ports import TensorEntry
@@ -50,6 +50,8 @@ class Place:
     """Relative to the store's directory."""
     at: int
     size: int
+    check: int
+    """xxh3-64 of its bytes when they were verified, for whoever reads them there."""
 
 
 class Packs:
@@ -72,7 +74,11 @@ class Packs:
         return self._maps.keys()
 
     def add(
-        self, file: str, table: Table, entries: Sequence[TensorEntry], *, check: bool = False
+        self,
+        file: str,
+        table: Table,
+        entries: Sequence[TensorEntry],
+        checks: Mapping[str, int] | None = None,
     ) -> None:
         """Know the tensors of a file.
 
@@ -80,7 +86,7 @@ class Packs:
             file: relative to the directory.
             table: where its tensors begin.
             entries: of these tensors, among others.
-            check: look at every byte first.
+            checks: xxh3-64 of each, where they have been verified; None: look at every byte first.
 
         Raises:
             StoreError: it cannot be read.
@@ -91,13 +97,12 @@ class Packs:
         places: dict[str, Place] = {}
         for entry in entries:
             if entry.hash in table and entry.hash not in places:
-                place = Place(file, table[entry.hash], manifests.nbytes(entry))
-                data = view[place.at : place.at + place.size]
-                if len(data) != place.size:
-                    raise DamageError(f"{file} is cut", got=len(view), allowed=place)
-                if check:
-                    manifests.check_tensor(entry, data)
-                places[entry.hash] = place
+                at, size = table[entry.hash], manifests.nbytes(entry)
+                data = view[at : at + size]
+                if len(data) != size:
+                    raise DamageError(f"{file} is cut", got=len(view), allowed=at + size)
+                check = _verified(entry, data) if checks is None else checks[entry.hash]
+                places[entry.hash] = Place(file, at, size, check)
         self._maps[file] = view
         for tensor in places.keys() - self._places.keys():
             self._places[tensor] = places[tensor]
@@ -152,11 +157,15 @@ class Upload:
     def __init__(self, path: Path, lacking: Sequence[TensorEntry]):
         self.path = path
         self.table, self._size = layout(lacking)
+        self.checks: dict[str, int] = {}
+        """xxh3-64 of those tensors that are here, by hash."""
         self._entries = {entry.hash: entry for entry in lacking}
         self._missing = dict.fromkeys(self.table)
         self._got: dict[str, int] = {}
         self._digests: dict[str, hashlib._Hash] = {}
         self._file = -1
+        self._view: memoryview | None = None
+        """The file, mapped, once it has its size."""
         self._lock = threading.Lock()
         """Two streams may bring the same version."""
         self._sealed = False
@@ -219,11 +228,14 @@ class Upload:
         name = f"{entry.module}/{entry.name}"
         if digest != entry.hash:
             raise SpecError(f"tensor {name} is not the one offered", todo="Send it again.")
-        if entry.dtype.startswith("float"):
-            at, size = self.table[entry.hash], manifests.nbytes(entry)
-            data = map_file(self.path)[at : at + size]
-            if not np.isfinite(np.frombuffer(data, entry.dtype)).all():
-                raise SpecError(f"tensor {name} is not finite", todo="The learner has diverged.")
+        at, size = self.table[entry.hash], manifests.nbytes(entry)
+        if self._view is None:
+            self._view = map_file(self.path)
+        data = self._view[at : at + size]
+        floats = entry.dtype.startswith("float")
+        if floats and not np.isfinite(np.frombuffer(data, entry.dtype)).all():
+            raise SpecError(f"tensor {name} is not finite", todo="The learner has diverged.")
+        self.checks[entry.hash] = checksum(data)
         del self._missing[entry.hash]
 
     def adopt(self, path: Path) -> None:
@@ -248,14 +260,20 @@ class Upload:
             raise SpecError("a file of the wrong size", got=len(view), allowed=self._size)
         entries = [self._entries[tensor] for tensor in self.table]
 
-        def check(some: Sequence[TensorEntry]) -> None:
+        def check(some: Sequence[TensorEntry]) -> dict[str, int]:
+            found = {}
             for entry in some:
                 at = self.table[entry.hash]
-                manifests.check_tensor(entry, view[at : at + manifests.nbytes(entry)])
+                found[entry.hash] = _verified(entry, view[at : at + manifests.nbytes(entry)])
+            return found
 
         # Hashing is all the work there is, and lets other threads run.
+        first, *others = [entries[n::_CHECKERS] for n in range(_CHECKERS)]
         with ThreadPoolExecutor(_CHECKERS) as pool:
-            list(pool.map(check, [entries[n::_CHECKERS] for n in range(_CHECKERS)]))
+            beside = [pool.submit(check, some) for some in others if some]
+            self.checks |= check(first)
+            for one in beside:
+                self.checks |= one.result()
         self._missing.clear()
 
     def _require_open(self) -> None:
@@ -266,6 +284,7 @@ class Upload:
 
     def close(self) -> None:
         """Let go of the file; it is still there."""
+        self._view = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -274,6 +293,16 @@ class Upload:
         """Remove what came."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _verified(entry: TensorEntry, data: Buffer) -> int:
+    """Return the xxh3-64 of a tensor that is what its entry says.
+
+    Raises:
+        SpecError: it is not.
+    """
+    manifests.check_tensor(entry, data)
+    return checksum(data)
 
 
 def map_file(path: Path) -> memoryview:

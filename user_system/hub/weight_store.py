@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from user_system.codec.arrays import Buffer, checksum
+from user_system.codec.arrays import Buffer
 from user_system.core.clock import SECOND, Clock
 from user_system.core.durable import read_json, write_json
 from user_system.core.errors import ConfigError, DamageError, SpecError, StoreError
@@ -141,7 +141,7 @@ class WeightStore:
         try:
             manifest, brought = manifests.read(path)
             if brought:
-                self._packs.add(_file(manifest), brought, manifest.tensors, check=True)
+                self._packs.add(_file(manifest), brought, manifest.tensors)
         except (DamageError, StoreError, SpecError) as error:
             self._set_aside(path, error, ".damaged")
             return
@@ -309,8 +309,8 @@ class WeightStore:
             SpecError: no such tensor.
         """
         with self._lock:
-            place, data = self._packs.place(hash), self._packs.read(hash)
-        return Near(place.file, place.at, checksum(data))
+            place = self._packs.place(hash)
+        return Near(place.file, place.at, place.check)
 
     def age_s(self, policy: str, version: int) -> float:
         """Return how long ago a version was offered, wall s; 0 where that is not known."""
@@ -399,6 +399,9 @@ class WeightStore:
         for told in watchers:
             told()
         self._published(current)
+        # Renaming and removing what is old can wait for the disk; those who wait need not.
+        with self._lock:
+            self._forget_old(current.policy)
 
     def _promise(self, policy: str) -> int:
         """Return the next version; the disk knows of it before anybody else does."""
@@ -415,13 +418,14 @@ class WeightStore:
         policy = manifest.policy
         manifest = replace(manifest, version=self._promise(policy))
         brought: Table = {}
+        checks: dict[str, int] = {}
         path = self._manifest_path(policy, manifest.version)
         try:
             path.parent.mkdir(exist_ok=True)
             if upload is not None and upload.table:
                 upload.close()
                 upload.path.rename(path.with_suffix(".bin"))
-                brought = upload.table
+                brought, checks = upload.table, upload.checks
             path.with_suffix(".part").write_bytes(manifests.to_bytes(manifest, brought))
             path.with_suffix(".part").rename(path)
         except OSError as error:
@@ -432,12 +436,11 @@ class WeightStore:
                 f"{path} cannot be written", got=str(error), todo="Free space on its disk."
             ) from error
         if brought:
-            self._packs.add(_file(manifest), brought, manifest.tensors)
+            self._packs.add(_file(manifest), brought, manifest.tensors, checks)
         self._manifests.setdefault(policy, {})[manifest.version] = manifest
         self._offered_ns[policy, manifest.version] = offered_ns
         self._figures["puts"] += 1
         self._flusher.add(*([path.with_suffix(".bin")] if brought else []), path)
-        self._forget_old(policy)
         return Current(
             policy, manifest.version, manifest.hash, self.age_s(policy, manifest.version)
         )
