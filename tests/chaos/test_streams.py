@@ -30,7 +30,7 @@ def test_streams_that_break_anywhere(
     tally: Tally,
     ways: int,
 ) -> None:
-    """Resets at any byte, rests of old connections behind new ones; with two ways all comes twice."""
+    """Resets at any byte, rests of old connections behind new ones; two ways: all comes twice."""
     keys, store = tmp_path / "keys", tmp_path / "replay"
     wire.enrol(keys, PRODUCERS)
     journals = [tmp_path / f"journal-{number}" for number in range(PRODUCERS)]

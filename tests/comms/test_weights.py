@@ -15,7 +15,7 @@ from comms.pb import weights_pb2 as pb
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
 from comms.weight_puller import MOST_WAITING, Transfer, Wanted, WeightPuller
-from comms.weights import PART, WeightPublisher, WeightService, list_versions, roll_back
+from comms.weights import MAX_PIECE, PART, WeightPublisher, WeightService, list_versions, roll_back
 from comms.wire_specs import manifest_to_proto
 from user_system.codec import deltas
 from user_system.codec.arrays import checked_size

@@ -89,7 +89,8 @@ def _waits(members: list[Member], since_ns: int) -> list[float]:
     try:
         _until(look)
     except TimeoutError:
-        print("lost:", [m.missing() for k, m in enumerate(members) if k not in waits], file=sys.stderr)
+        lost = [m.missing() for k, m in enumerate(members) if k not in waits]
+        print("lost:", lost, file=sys.stderr)
         raise
     return list(waits.values())
 
