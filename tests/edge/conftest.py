@@ -19,9 +19,8 @@ import pytest
 from user_system.core.types import Fragment, Purpose
 from user_system.edge.agent import Agent, AgentConfig, RobotConfig
 from user_system.edge.messages import Assignment, Grant, OperatorCommand, Request
-from user_system.edge.patience import SessionConfig
+from user_system.edge.patience import SessionConfig, StationConfig
 from user_system.edge.spool import Spool
-from user_system.edge.station import StationConfig
 from user_system.edge.supervisor import ChildConfig
 
 HERE = Path(__file__).parent

@@ -10,9 +10,8 @@ from user_system.cluster.configs import EdgeChild, EdgeHostConfig, EdgeRobot
 from user_system.cluster.layout import JOURNALS, QUEUE
 from user_system.cluster.process import Life, run
 from user_system.edge.agent import Agent, AgentConfig, RobotConfig
-from user_system.edge.patience import SessionConfig
+from user_system.edge.patience import SessionConfig, StationConfig
 from user_system.edge.spool import Spool
-from user_system.edge.station import StationConfig
 from user_system.edge.stop import StopSocket
 from user_system.edge.supervisor import ChildConfig
 from user_system.edge.uplink import Uplink

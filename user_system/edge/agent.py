@@ -24,14 +24,16 @@ from user_system.edge import keep, loop
 from user_system.edge.adder import Adder, Producer, largest_fragment
 from user_system.edge.arbiter import Arbiter, ArbiterConfig
 from user_system.edge.driver_link import DriverLink
+from user_system.edge.inbox import Heard
 from user_system.edge.leases import Leases
 from user_system.edge.messages import OperatorCommand, Request, Trouble
-from user_system.edge.patience import SessionConfig
+from user_system.edge.outside import Outside
+from user_system.edge.patience import SessionConfig, StationConfig
 from user_system.edge.recorder import Recorder
 from user_system.edge.rings import Duplex
 from user_system.edge.session import Session
 from user_system.edge.spool import Spool
-from user_system.edge.station import Heard, Outside, Station, StationConfig
+from user_system.edge.station import Station
 from user_system.edge.supervisor import ChildConfig, Supervisor
 from user_system.edge.uplink import Entry, Post
 from user_system.edge.worker_client import WorkerClient

@@ -1,4 +1,4 @@
-"""How long a robot's session waits for whom."""
+"""How long a robot's session and its loop wait for whom."""
 
 from dataclasses import dataclass
 
@@ -38,3 +38,24 @@ class SessionConfig:
     def silence_ms(self, *, first: bool) -> float:
         """Return how long a driving person may be silent, before the first command and after it."""
         return self.operator_first_ms if first else self.operator_lost_ms
+
+
+@dataclass(frozen=True)
+class StationConfig:
+    """Periods and patience of one robot's loop, wall time unless it says otherwise."""
+
+    drive_hz: float = 200.0
+    """Rate at which a driving person's motion is passed on."""
+    hang_s: float = 1.0
+    """Silence of a worker that was asked after which it counts as hung."""
+    think_s: float = 10.0
+    """Time that a policy may take for an action chunk before it counts as hung."""
+    begin_s: float = 10.0
+    """Time for it to prepare an episode."""
+    person_s: float = 0.04
+    """Time for which a fast robot clock stands for who drives it; below ``driver.STAND_S``."""
+    away_s: float = 2.0
+    """Time without any reading after which a driver that lives counts as gone."""
+    max_weights_age_s: float | None = None
+    """For how long the policy may act with weights that are not known to be the newest; None: as
+    long as need be."""

@@ -1,31 +1,23 @@
 """One robot's parts and what the loop does with them; see ``loop.py``."""
 
-import collections
-import contextlib
 import logging
-import os
-import select
 import time
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from user_system.core.clock import MS
 from user_system.core.errors import LeaseError, LinkError
 from user_system.core.interfaces import ResetPlan
 from user_system.core.modes import HUMAN_MODES, POLICY_MODES, STOPPED_MODES, Mode
 from user_system.core.specs import RobotSpec
-from user_system.core.types import Array, End, Purpose, Segment
-from user_system.edge import effects as do
+from user_system.core.types import Array, Purpose, Segment
 from user_system.edge.acting import ActingWeights
-from user_system.edge.adder import Totals
 from user_system.edge.advisor import Advisor
 from user_system.edge.arbiter import Arbiter
 from user_system.edge.chunks import Proposal
 from user_system.edge.driver_link import DriverLink
+from user_system.edge.inbox import Heard, Inbox
 from user_system.edge.messages import (
-    Answer,
     Assignment,
-    EpisodeReport,
     Grant,
     OperatorCommand,
     Request,
@@ -33,7 +25,12 @@ from user_system.edge.messages import (
     WeightsNews,
     WeightsReady,
 )
+from user_system.edge.outside import Outside
+from user_system.edge.patience import StationConfig
+from user_system.edge.performer import Performer
 from user_system.edge.periods import Periods
+from user_system.edge.presence import Presence
+from user_system.edge.readings import Readings
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.turns import Turn
@@ -49,55 +46,6 @@ from user_system.edge.worker_client import (
 )
 
 log = logging.getLogger(__name__)
-
-_INBOX = 256
-"""What may wait for a loop before commands are dropped: a second of two people's at 100 Hz."""
-
-Heard = Grant | Assignment | Request | OperatorCommand | WeightsReady | WeightsNews | Trouble
-"""What other threads post to a robot's loop."""
-
-
-class Outside(Protocol):
-    """Where a station's news go; called from the loop's thread, so nothing here may block."""
-
-    def want(self, robot: str) -> None:
-        """The robot is at rest and free."""
-
-    def report(self, report: EpisodeReport) -> None:
-        """An episode ended."""
-
-    def answer(self, answer: Answer) -> None:
-        """A request was dealt with."""
-
-    def need(self, robot: str, version: int) -> None:
-        """An evaluation is pinned to this version of the robot's policy."""
-
-    def state(self, station: "Station", seen: Telemetry | None) -> None:
-        """A period began; None: the driver is away."""
-
-    def preview(self, robot: str, camera: str, image: Array, wall_ns: int) -> None:
-        """A picture for people came, ``(H, W, 3)`` uint8."""
-
-
-@dataclass(frozen=True)
-class StationConfig:
-    """Periods and patience of one robot's loop, wall time unless it says otherwise."""
-
-    drive_hz: float = 200.0
-    """Rate at which a driving person's motion is passed on."""
-    hang_s: float = 1.0
-    """Silence of a worker that was asked after which it counts as hung."""
-    think_s: float = 10.0
-    """Time that a policy may take for an action chunk before it counts as hung."""
-    begin_s: float = 10.0
-    """Time for it to prepare an episode."""
-    person_s: float = 0.04
-    """Time for which a fast robot clock stands for who drives it; below ``driver.STAND_S``."""
-    away_s: float = 2.0
-    """Time without any reading after which a driver that lives counts as gone."""
-    max_weights_age_s: float | None = None
-    """For how long the policy may act with weights that are not known to be the newest; None: as
-    long as need be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,38 +110,42 @@ class Station:
         self.periods = Periods(spec.control_hz)
         self.advisor = Advisor(spec, policy)
         self.open = True
-        self.hung = False
-        """The worker hangs and is to be killed; False again once its link is gone."""
         self.weights = ActingWeights()
         self.last: Telemetry | None = None
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._inbox: collections.deque[Heard] = collections.deque()
-        self._queue: collections.deque[Telemetry] = collections.deque()
-        self._begun: Assignment | None = None
-        self._seen_at = time.monotonic()
-        self._worker_up = False
+        self.inbox = Inbox()
         self.turn = Turn(self.config.person_s)
+        self._readings = Readings(driver, self.config.away_s)
+        self._presence = Presence(worker, self.config, policy, task)
+        self._performer = Performer(
+            session=session,
+            driver=driver,
+            worker=worker,
+            advisor=self.advisor,
+            weights=self.weights,
+            arbiter=arbiter,
+            recorder=recorder,
+            outside=outside,
+        )
 
     # --- other threads ------------------------------------------------------------------------
 
     def post(self, heard: Heard) -> None:
-        """Hand something to the loop; thread-safe.
-
-        Of a loop that stands still commands wait no longer than they are valid: more are dropped.
-        """
-        if isinstance(heard, OperatorCommand) and len(self._inbox) >= _INBOX:
-            return
-        self._inbox.append(heard)
-        os.eventfd_write(self._wake, 1)
+        """Hand something to the loop; thread-safe."""
+        self.inbox.post(heard)
 
     def close(self) -> None:
         """Let the loop return after the present period; thread-safe."""
         self.open = False
-        os.eventfd_write(self._wake, 1)
+        self.inbox.wake()
 
     def let_go(self) -> None:
         """Give its file descriptor back; nobody may post any more."""
-        os.close(self._wake)
+        self.inbox.close()
+
+    @property
+    def hung(self) -> bool:
+        """Whether the worker hangs and is to be killed."""
+        return self._presence.hung
 
     # --- the words of the loop, in its order ------------------------------------------------------
 
@@ -203,29 +155,24 @@ class Station:
             # First of all: a loop that is always late must still hear a person.
             self._attend()
             self._listen_to_driver()
-            if self._queue:
-                return self._begin_period(self._queue.popleft())
-            if not self.driver.alive or time.monotonic() - self._seen_at > self.config.away_s:
+            if (seen := self._readings.take()) is not None:
+                return self._begin_period(seen)
+            if self._readings.ended:
                 return None
             self._sleep(self.driver.fileno(), 0.05)
         return None
 
     def _listen_to_driver(self) -> None:
-        for item in self.driver.poll():
-            self._seen_at = time.monotonic()
-            if item.period:
-                self._queue.append(item)
-            else:
-                self.session.seen(item)
-                self._perform()
-
+        for item in self._readings.listen():
+            self.session.seen(item)
+            self._perform()
         for camera, image, wall_ns in self.driver.take_previews():
             self.outside.preview(self.session.name, camera, image, wall_ns)
 
     def _begin_period(self, seen: Telemetry) -> Telemetry:
         self.counters.periods += 1
         self.periods.begins(time.monotonic_ns(), seen.reading.rate)
-        self.counters.overruns += bool(self._queue)
+        self.counters.overruns += bool(self._readings)
         self.last = seen
         self._listen_to_worker()
         self.session.seen(seen)
@@ -241,7 +188,7 @@ class Station:
         if not self.open:
             return  # nobody is away: this loop was told to end while it waited for a reading
         self.session.driver_lost("the driver is away; it is being restarted")
-        self._queue.clear()
+        self._readings.forget()
         self.periods.pauses()
         self.recorder.forget()
         self._listen_to_worker()
@@ -278,11 +225,7 @@ class Station:
         if self.session.mode is Mode.REWIND and not self.arbiter.rewinding:
             self.session.rewound()
         if self.session.mode is not Mode.REWIND:
-            self._void_rewound()
-
-    def _void_rewound(self) -> None:
-        if self.arbiter.mode is Mode.REWIND and self.arbiter.rewound_to is not None:
-            self.recorder.void(self.arbiter.rewound_to)
+            self._performer.void_rewound()
 
     def advise(self, seen: Telemetry, executed: Array | None) -> list[Advice]:
         """Ask the worker about the step that begins; return all that it said in time."""
@@ -292,7 +235,7 @@ class Station:
         step = self.recorder.step
         if self.session.mode is not self.arbiter.mode:
             self.advisor.chunks.flush(step)
-        plan = self.session.wants_plan and self.advisor.due(step, seen) and not self._queue
+        plan = self.session.wants_plan and self.advisor.due(step, seen) and not self._readings
         if plan or not self.session.wants_plan:  # a person drives: hand-backs find the newest
             self._load_weights()
         if plan:
@@ -319,7 +262,7 @@ class Station:
 
     def _load_weights(self) -> None:
         """Between plans is the safe point: the worker loads before it answers the next question."""
-        if self._worker_up and (ready := self.weights.due(self._pinned)) is not None:
+        if self._presence.up and (ready := self.weights.due(self._pinned)) is not None:
             self.worker.load(ready.version, ready.path)
 
     def _wait_for_advice(self, step: int, *, plan: bool) -> list[Advice]:
@@ -327,7 +270,7 @@ class Station:
         budget = self.worker.spec.budget_ms / 1000 if self.worker.spec else 0.0
         deadline = time.monotonic() + budget
         mode = self.session.mode
-        late = bool(self._queue) or self.worker.silent_s > budget
+        late = bool(self._readings) or self.worker.silent_s > budget
         while not self.advisor.answered(step, plan=plan) and self.session.mode is mode:
             remaining = 0.0 if late else deadline - time.monotonic()
             if remaining > 0:
@@ -423,15 +366,12 @@ class Station:
         """Wait for the peer behind ``fd``, a post, or the next moment to pass motion on."""
         if self.arbiter.mode in HUMAN_MODES:
             timeout_s = min(timeout_s, 1.0 / self.config.drive_hz)
-        waiting = [self._wake] if fd is None else [self._wake, fd]
-        select.select(waiting, [], [], max(0.0, timeout_s))
+        self.inbox.wait(fd, timeout_s)
 
     def _attend(self) -> None:
         """Take everything other threads posted; pass a person's motion on."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        while self._inbox:
-            self._hear(self._inbox.popleft())
+        for heard in self.inbox.take():
+            self._hear(heard)
         if self.turn.open and self.session.mode is not self.arbiter.mode:
             self.turn.drop()  # whoever would have answered this period does something else now
             self._send(self.arbiter.target)
@@ -495,92 +435,21 @@ class Station:
         self._perform()
 
     def _watch_worker(self) -> None:
-        """Note when the worker came, went, or was silent for too long."""
-        if not self.worker.alive:
-            self.hung = False
-            if self._worker_up:
-                self._worker_up = False
+        for change in self._presence.look(recording=self.session.recording):
+            if change.what == "lost":
                 self.weights.worker_lost()
-                self.session.worker_lost(f"the worker of policy {self.policy!r} died")
-            return
-        if not self._worker_up and not self.hung:
-            self._worker_up = True
+                self.session.worker_lost(change.why)
+                continue
             if self.worker.spec is not None:
                 self.advisor.chunks.follow(self.worker.spec)
             self.session.worker_ready()
-        patience = self.config.hang_s if self.session.recording else self.config.begin_s
-        hangs = self.worker.silent_s > patience
-        if self.worker.thinking_s > self.config.think_s:
-            hangs, patience = True, self.config.think_s
-        if self._worker_up and hangs:
-            self._worker_up, self.hung = False, True
-            self.weights.worker_lost()
-            why = f"policy {self.policy!r} or task {self.task!r} hangs, silent for {patience:.1f} s"
-            self.session.worker_lost(f"{why}; its worker is restarted")
-
-    # --- what the session wants -------------------------------------------------------------------
 
     def _perform(self) -> None:
-        """Carry out what the session decided, in order."""
-        while self.session.effects:
-            effect = self.session.effects.pop(0)
-            match effect:
-                case do.Begin():
-                    self._begun = effect.assignment
-                    self.advisor.begin()
-                    self.worker.begin(effect.assignment)
-                    if not self.weights.knows(effect.assignment.version):
-                        self.outside.need(self.session.name, effect.assignment.version)
-                case do.Scene():
-                    number = self.driver.scene(effect.seed, effect.options)
-                    self.session.scene_as(number)
-                case do.Replan():
-                    self.advisor.chunks.flush(self.recorder.step)
-                    self.worker.handed_back()
-                case do.Finish():
-                    self._finish(effect)
-                case do.Stop():
-                    self.driver.stop(effect.reason)
-                case do.Release():
-                    self.session.released_as(self.driver.release())
-                case do.Pace():
-                    self.driver.pace(effect.rate)
-                case do.Want():
-                    self.outside.want(self.session.name)
+        self._performer.perform(self.last)
 
     def abandon(self) -> None:
         """The loop failed: report the episode it had begun, for nobody else will go on with it."""
-        if (begun := self._begun) is not None:
-            self._report(do.Finish(begun, End.ABORT, None, None, None, 0), self.recorder.totals)
-
-    def _finish(self, finish: do.Finish) -> None:
-        if self.recorder.recording:
-            self._void_rewound()
-        totals, refused = self.recorder.finish(finish, self.last)
-        if refused:
-            self.session.store_failed(refused)
-        self.worker.forget()
-        self._report(finish, totals)
-
-    def _report(self, finish: do.Finish, totals: Totals) -> None:
-        self._begun = None
-        assignment = finish.assignment
-        self.outside.report(
-            EpisodeReport(
-                robot=self.session.name,
-                episode=assignment.episode,
-                purpose=assignment.purpose,
-                success=finish.success,
-                end=finish.end,
-                steps=totals.steps,
-                human_steps=totals.human_steps,
-                reward=totals.reward,
-                version=totals.version or self.weights.version,
-                seed=assignment.seed,
-                takeovers=finish.takeovers,
-                segments=totals.segments,
-            )
-        )
+        self._performer.abandon()
 
     def stats(self) -> dict[str, float]:
         """Return counters and gauges of the loop and its links."""

@@ -29,9 +29,10 @@ from user_system.core.modes import HUMAN_MODES
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, Purpose
 from user_system.edge import messages as say
+from user_system.edge.inbox import Heard
 from user_system.edge.pictures import Pictures
 from user_system.edge.spool import Spool
-from user_system.edge.station import Heard, Station
+from user_system.edge.station import Station
 from user_system.edge.weight_client import WeightClient
 from user_system.edge.wire import Telemetry
 
