@@ -73,6 +73,7 @@ class ExperienceClient:
         packing: of the images.
         silence_s: a replay that says nothing for so long is dialled again.
         budget: what may be under way on the link, in which pieces; None: as much as credit allows.
+        run: whose replay may have it; "": any run's.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class ExperienceClient:
         packing: Packing | None = None,
         silence_s: float = LIMIT_S,
         budget: Budget | None = None,
+        run: str = "",
     ):
-        self._tunnel, self._budget = tunnel, budget
+        self._tunnel, self._budget, self._run = tunnel, budget, run
         self._outbox = outbox
         self._host = host
         self._packings = packing or Packing(), Packing(tight=True)
@@ -115,10 +117,13 @@ class ExperienceClient:
             now = session.stats() if session else _Session().stats()
             return {**self._figures, **now, **self._link.stats()}
 
+    def _hello(self, sources: Iterable[pb.Source]) -> pb.Hello:
+        return pb.Hello(host=self._host, sources=sources, run=self._run)
+
     def _hold(self) -> None:
         """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
         sources = [self._source(*source) for source in self._outbox.sources()]
-        session, hello = _Session(self._budget), pb.Hello(host=self._host, sources=sources)
+        session, hello = _Session(self._budget), self._hello(sources)
         session.on_stuck = self._outbox.note_stuck
         call = _stub(self._tunnel).Stream(self._requests(session, hello))
         session.on_end = call.cancel

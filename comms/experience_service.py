@@ -98,12 +98,13 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         ingest: Ingest,
         *,
         owners: Mapping[str, str] | None = None,
+        run: str = "",
         credit: int = 64,
         commit_ms: float = 0.0,
         commit_fragments: int = 64,
         commit_bytes: int = 16 << 20,
     ):
-        self._ingest, self._hosts = ingest, owners or {}
+        self._ingest, self._hosts, self._of = ingest, owners or {}, run
         self._credit = credit
         self._pacing = Pacing(Limits(least=min(2, credit), most=credit))
         self._commit_s = commit_ms / 1000
@@ -201,6 +202,11 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         if first.hello.host != peer.name:
             raise SecurityError(
                 "host speaks under another name", got=first.hello.host, allowed=peer.name
+            )
+        if self._of and first.hello.run not in ("", self._of):
+            # An evaluation took the run's place, or the run took it back: the host follows soon.
+            raise LinkError(
+                "experience of another run", got=repr(first.hello.run[:64]), allowed=repr(self._of)
             )
         if len(first.hello.sources) > MAX_SOURCES:
             raise SpecError("too many sources", got=len(first.hello.sources), allowed=MAX_SOURCES)

@@ -72,12 +72,14 @@ class Source(_message.Message):
     def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ..., boot: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("host", "sources")
+    __slots__ = ("host", "sources", "run")
     HOST_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     host: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
-    def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+    run: str
+    def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("next", "credit", "refusals", "strangers")

@@ -38,14 +38,16 @@ class Beat(_message.Message):
     def __init__(self) -> None: ...
 
 class HostHello(_message.Message):
-    __slots__ = ("host", "boot", "robots")
+    __slots__ = ("host", "boot", "robots", "run")
     HOST_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ROBOTS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     host: str
     boot: str
     robots: _containers.RepeatedCompositeFieldContainer[RobotEntry]
-    def __init__(self, host: _Optional[str] = ..., boot: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotEntry, _Mapping]]] = ...) -> None: ...
+    run: str
+    def __init__(self, host: _Optional[str] = ..., boot: _Optional[str] = ..., robots: _Optional[_Iterable[_Union[RobotEntry, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class RobotEntry(_message.Message):
     __slots__ = ("name", "spec", "task", "policy")

@@ -272,6 +272,31 @@ def test_what_is_put_arrives_and_is_forgotten(
     assert max(ingest.commits) <= 64
 
 
+def test_another_runs_replay_gets_nothing(
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    allow: AllowList,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    head = Head(ingest, credentials("replay"), allow, run="lab-eval-1")
+    port = head.start()
+    try:
+        outbox.put(make_fragment())
+        with client_of(port, outbox, credentials("host-1"), run="lab") as client:
+            deadline = time.monotonic() + 20.0
+            while client.stats()["sessions"] < 3:  # it goes on asking
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert not ingest.stored
+        assert outbox.sources(), "it is kept"
+        with client_of(port, outbox, credentials("host-1"), run="lab-eval-1"):
+            outbox.wait_empty()
+    finally:
+        head.stop()
+    check_exactly_once(ingest, {("arm-1", 0): 1})
+
+
 def test_an_idle_source_goes_on_after_a_break(
     cutter: Any,
     head: Head,

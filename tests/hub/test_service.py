@@ -120,6 +120,13 @@ def hub(start):
     return start()
 
 
+def test_a_host_that_follows_another_run_is_given_nothing(hub):
+    for run in ("", "t"):
+        hub.attach(HOST, hub_pb2.HostHello(host=HOST.name, boot="b", run=run), lambda event: None)
+    with pytest.raises(LinkError, match="follows another run"):
+        hub.attach(HOST, hub_pb2.HostHello(host=HOST.name, boot="b", run="lab"), lambda event: None)
+
+
 def claim(hub, operator="ann", robot="arm-1", peer=PAGE, **options):
     return hub.claim(peer, hub_pb2.ClaimRequest(robot=robot, operator=operator, **options))
 

@@ -19,6 +19,8 @@ from comms.invitations import Invitations
 from user_system.cluster import census, resident, runs, status
 from user_system.cluster.bench.system import System
 from user_system.core.errors import ConfigError, LinkError
+from user_system.core.types import Purpose
+from user_system.hub.schedule import read_journal
 from user_system.replay import overview
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -149,7 +151,7 @@ def test_one_line_makes_a_robot_host(tmp_path: Path, host: Host) -> None:
         assert host.left() == []
         wait_for(lambda: the_host(system).link == "away", "noticed")
     starts_without_its_head(host)
-    leaves_while_its_head_is_away(host)
+    is_judged(system, host)
 
 
 def waits_for_nobody(system: System) -> None:
@@ -232,10 +234,31 @@ def starts_without_its_head(host: Host) -> None:
     assert host.left() == []
 
 
+def is_judged(system: System, host: Host) -> None:
+    """While the run is down an evaluation takes its place; neither gets what is the other's."""
+    host.start("run", str(host.root))
+    wait_for(lambda: host.said("lab-1 is live"), "waits for a head")
+    command = [sys.executable, "-m", "user_system.cli", "eval", str(system.run), "--episodes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    judged = system.run / "eval" / "1"
+    report = json.loads((judged / "report.json").read_text())
+    assert report["phase"] == "done", report
+    told = list(read_journal(judged / "hub" / "episodes.jsonl"))
+    assert [e["episode"] for e in told] == ["lab-eval-1-000000", "lab-eval-1-000001"]
+    assert {e["purpose"] for e in told} == {Purpose.EVAL}
+    assert {e["version"] > 0 for e in told} == {True}
+    assert (host.root / "edge" / "lab-1" / "eval" / "spool").is_dir()
+    assert overview.look(judged / "replay").steps["robot"]["arm-1"] == 2 * 40
+    config = json.loads((host.root / "config" / "edge-lab-1.json").read_text())
+    assert config["run"] == "lab-eval-1"
+    log = (host.root / "logs" / "edge-lab-1.log").read_text()
+    assert "-> fault" not in log
+    leaves_while_its_head_is_away(host)
+
+
 def leaves_while_its_head_is_away(host: Host) -> None:
     """It runs until then; nothing that runs, and nothing that opens the head, is left."""
-    host.start("run", str(host.root))
-    wait_for(lambda: host.said("lab-1 is live"), "runs")
     assert host.left()
     command = [sys.executable, "-m", "user_system.cli", "edge", "leave", str(host.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)

@@ -23,7 +23,8 @@ class RobotHost:
 
     def processes(self) -> list[Process]:
         """Return them in the order of starting."""
-        shard = [self._shard(), self._offer()] if self.host in self._manifest.shards else []
+        shard = [self._shard()] if self.host in self._manifest.shards else []
+        shard += [self._offer()] if shard and self.wiring.learning else []
         return [*self._worlds(), *shard, self._edge()]
 
     @property
@@ -33,6 +34,20 @@ class RobotHost:
     @property
     def _run(self) -> RunDir:
         return self.wiring.run
+
+    @property
+    def _apart(self) -> Path | None:
+        """Where a host keeps what it records, if not where it always does.
+
+        What an evaluation records on another machine must not reach the run's store, nor what the
+        run left there the evaluation's. On this machine an evaluation has a directory of its own.
+        """
+        judged = self.wiring.far and not self.wiring.learning
+        return self._run.judged(self.host) if judged else None
+
+    @property
+    def _shard_place(self) -> Path:
+        return self._run.shard(self.host) if self._apart is None else self._apart / "replay"
 
     def _worlds(self) -> list[Process]:
         return [
@@ -74,6 +89,7 @@ class RobotHost:
             children=tuple(self._edge_child(child) for child in children),
             shard=self._shard_of() if self.host in self._manifest.shards else None,
             lossy=tuple(n for n, codec in self._manifest.replay.codecs.items() if codec == "jpeg"),
+            apart=self._apart,
             shelf=None if self._manifest.is_remote(self.host) else self._run.weights,
         )
         # No robot moves before everything serves that watches over it and learns from it.
@@ -99,7 +115,7 @@ class RobotHost:
         config = configs.ShardHostConfig(
             link=self.wiring.link(self.host),
             shard=self._shard_of(),
-            directory=self._run.shard(self.host),
+            directory=self._shard_place,
             size_bytes=entry.size_bytes,
             reserve_bytes=entry.reserve_bytes,
             codecs=entry.codecs,
@@ -109,7 +125,7 @@ class RobotHost:
 
     def _offer(self) -> Process:
         config = configs.OfferHostConfig(
-            link=self.wiring.link(self.host), directory=self._run.shard(self.host)
+            link=self.wiring.link(self.host), directory=self._shard_place
         )
         return self.wiring.ours(
             f"offer-{self.host}",

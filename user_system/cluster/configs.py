@@ -284,7 +284,7 @@ class EdgeHostConfig:
     host: str
     run: str
     directory: Path
-    """Spool, tokens, fetched weights."""
+    """Spool, tokens, whom robots wait for, fetched weights."""
     spool_bytes: int
     """Most that may wait for the head before no episode is begun any more."""
     robots: tuple[EdgeRobot, ...]
@@ -295,6 +295,8 @@ class EdgeHostConfig:
     """Cameras whose images the replay buffer keeps as JPEG: over a slow link they go as that."""
     shelf: Path | None = None
     """The weight store's directory, where this host shares its disk."""
+    apart: Path | None = None
+    """Where the spool is, if not in ``directory``: what an evaluation records is not the run's."""
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,19 @@ RESERVE_BYTES = 64 * 2**20
 
 def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) -> None:
     """Run the robots of this host until told to stop; a benchmark has a spool that takes notes."""
-    place = config.directory
+    place, records = config.directory, config.apart or config.directory
     settings = AgentConfig(
         host=config.host,
         run=config.run,
-        directory=place / JOURNALS,
+        directory=records / JOURNALS,
+        # Whoever waits for a person does so whatever it is that records.
+        memory=place / JOURNALS,
         robots=tuple(_robot(entry) for entry in config.robots),
         children=tuple(_child(entry) for entry in config.children),
     )
     quota = config.spool_bytes + RESERVE_BYTES
     # Epochs by the calendar, so that a spool that replaces a lost one does not repeat its own.
-    queue = Queue(place / QUEUE, max_bytes=quota, first_epoch=int(time.time()))
+    queue = Queue(records / QUEUE, max_bytes=quota, first_epoch=int(time.time()))
     with ExitStack() as held:
         held.enter_context(queue.open(create=True))
         way = held.enter_context(dial.tunnel(config.link))
@@ -52,6 +54,7 @@ def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) ->
             link=dial.measured(config.link),
             lossy=config.lossy,
             shelf=config.shelf,
+            run=config.run,
         )
         agent = Agent(settings, spool, uplink)
         life.on_end(agent.close)

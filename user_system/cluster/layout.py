@@ -74,6 +74,10 @@ class RunDir:
         """Return where an edge host keeps its replay shard, if it has one."""
         return self.edge(host) / "replay"
 
+    def judged(self, host: str) -> Path:
+        """Return where a remote edge host keeps what evaluations recorded: it is not the run's."""
+        return self.edge(host) / "eval"
+
     def policy(self, actor: str) -> Path:
         """Return where an actor at the head keeps fetched weights."""
         return self.root / "policy" / actor

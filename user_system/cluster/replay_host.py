@@ -25,7 +25,7 @@ def main(config: ReplayHostConfig, life: Life) -> None:
     address = dial.listening(config.listen, config.link.replay)
     check_space(config.directory, config.reserve_bytes)
     store = make_store(config)
-    service = ExperienceService(store, owners=config.owners)
+    service = ExperienceService(store, owners=config.owners, run=config.run)
     with (
         store.open(create=True),
         serve([service], credentials=wallet, allow=allow, address=address),

@@ -125,9 +125,19 @@ def prepare(source: Source, *, resume: Path | None = None) -> Prepared:
         settings=" ".join(source.settings),
         how="resumed" if resume else "started",
     )
-    if manifest.remote_hosts and (todo := tunnels.bring_up(prepared.run.pki, manifest.tunnel)):
-        log.warning("the tunnel: %s", todo)
+    open_tunnel(prepared)
     return prepared
+
+
+def open_tunnel(prepared: Prepared) -> None:
+    """Bring up what robot hosts come through, or say what a person is to do.
+
+    Raises:
+        ConfigError: there is no interface to listen on.
+    """
+    way, pki = prepared.manifest.tunnel, prepared.run.pki
+    if prepared.manifest.remote_hosts and (todo := tunnels.bring_up(pki, way)):
+        log.warning("the tunnel: %s", todo)
 
 
 def make(

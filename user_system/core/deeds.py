@@ -55,7 +55,7 @@ MEANING: Mapping[Deed, str] = {
     Deed.REVOKE: "a person revoked a name or an invitation, or a robot host left for good",
     Deed.RESTORE: "a person let a revoked name in again, with new keys",
     Deed.REFUSE: "somebody asked to join or renew and was refused, and why",
-    Deed.SETTINGS: "a run was started or resumed: with which settings, by whom",
+    Deed.SETTINGS: "a run was started, resumed or judged: with which settings, by whom",
     Deed.REPLAY_DELETE: "an engineer deleted an episode from the replay buffer, and why",
     Deed.TORN: "a power cut tore the last line; what was left of it stands beside the log",
 }

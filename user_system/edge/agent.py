@@ -86,7 +86,7 @@ class AgentConfig:
     host: str
     run: str
     directory: Path
-    """Tokens and the spool's journals, one file per robot each."""
+    """The spool's journals, one file per robot."""
     robots: tuple[RobotConfig, ...]
     children: tuple[ChildConfig, ...] = ()
     """Drivers and workers that it keeps running."""
@@ -96,6 +96,8 @@ class AgentConfig:
     """SCHED_FIFO priority of the robots' loops where the machine permits it; 0: never ask."""
     meet_s: float = 15.0
     """Time to wait for all drivers before the hub hears of those that are there."""
+    memory: Path | None = None
+    """Tokens and whom robots wait for, one file per robot; None: beside the journals."""
 
 
 class Agent:
@@ -233,7 +235,7 @@ class Agent:
         self, robot: RobotConfig, spec: RobotSpec, driver: DriverLink, worker: WorkerClient
     ) -> Station:
         wall = WallClock()
-        memory = keep.Memory(self.config.directory / f"{robot.name}.json")
+        memory = keep.Memory((self.config.memory or self.config.directory) / f"{robot.name}.json")
         facts = memory.open()
         leases = Leases(wall, facts, memory.note)
         producer = Producer(

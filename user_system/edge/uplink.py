@@ -72,6 +72,7 @@ class Uplink:
         link: what is known of the link, and may be put on it.
         lossy: cameras whose images are kept as JPEG.
         shelf: directory of the weight store, where this host shares its disk.
+        run: that the host works for: another one's head is dialled again; "": whoever it is.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Uplink:
         link: Link | None = None,
         lossy: Sequence[str] = (),
         shelf: Path | None = None,
+        run: str = "",
     ):
-        self._away = away
+        self._away, self._run = away, run
         self._tunnel, self._host, self._boot = tunnel, host, boot
         self._link = link or Link()
         self._entries: dict[str, Entry] = {}
@@ -100,7 +102,7 @@ class Uplink:
         lane = self._link.experience if replay in (None, tunnel) else None
         packing = Packing(pressed=lane.pressed, lossy=lossy) if lane else Packing()
         self._experience = ExperienceClient(
-            replay or tunnel, outbox, host, packing=packing, budget=lane
+            replay or tunnel, outbox, host, packing=packing, budget=lane, run=run
         )
         self._weights = WeightClient(
             lambda: WeightPuller(tunnel, budget=self._link.weights),
@@ -152,7 +154,7 @@ class Uplink:
             )
             for entry in self._entries.values()
         ]
-        return hub_pb2.HostHello(host=self._host, boot=self._boot, robots=robots)
+        return hub_pb2.HostHello(host=self._host, boot=self._boot, robots=robots, run=self._run)
 
     # --- from the head --------------------------------------------------------------------------
 

@@ -175,7 +175,17 @@ class Hub:
         hello: hub_pb2.HostHello,
         send: Callable[[hub_pb2.HubEvent], None],
     ) -> HostLink:
-        """Enter a host with its robots and grant each its token."""
+        """Enter a host with its robots and grant each its token.
+
+        Raises:
+            LinkError: it follows the setup of another run, and has not heard of this one's yet.
+        """
+        if hello.run not in ("", self._config.run):
+            raise LinkError(
+                f"{peer.name} follows another run",
+                got=repr(hello.run[:64]),
+                allowed=repr(self._config.run),
+            )
         robots = ", ".join(robot.name for robot in hello.robots)
         self._deeds.append((Deed.ATTACH, peer.name, {"boot": hello.boot, "robots": robots}))
         return self.hosts.attach(hello, send, self.wishes.answer)
