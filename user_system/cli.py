@@ -98,7 +98,10 @@ def status(run: Run = None, as_json: Json = False) -> None:
     table(progress.HEADINGS, [progress.cells(view)])
     table(
         ("robot", "mode", "holder", "version", "needs"),
-        [(r.name, r.mode or "offline", r.holder, str(r.version), r.help) for r in view.robots],
+        [
+            (r.name, r.mode or "offline", r.holder, looking.version_of(r), r.help)
+            for r in view.robots
+        ],
     )
     links = [(r.name, looking.link_of(r.figures)) for r in view.robots if r.online]
     if any(link for _, link in links):

@@ -1,7 +1,10 @@
 """What people are told of a link is what is known of it, and no more."""
 
+from dataclasses import replace
+
 from comms.link import Link
-from user_system.cluster.status import LANES, link_of
+from user_system.cluster.status import LANES, RobotView, link_of, version_of
+from user_system.core.modes import Mode
 
 
 def test_what_is_known_is_said_in_words():
@@ -15,6 +18,15 @@ def test_what_is_not_known_is_left_out():
     assert link_of({"spool_fragments": 3.0}) == ""
     assert link_of({"base_rtt_ms": 41.2}) == "41 ms"
     assert link_of(Link().stats()) == ""
+
+
+def test_a_robot_that_acts_with_old_weights_is_shown():
+    robot = RobotView("arm-1", online=True, mode=Mode.AUTO, version=7, figures={})
+    assert version_of(robot) == "7"
+    assert version_of(replace(robot, figures={"weights_stale_s": 0.4})) == "7"
+    stale = replace(robot, figures={"weights_stale_s": 61.7})
+    assert version_of(stale) == "7 (62 s stale)"
+    assert version_of(replace(stale, mode=Mode.EVAL)) == "7"
 
 
 def test_every_lane_has_its_name():

@@ -59,6 +59,7 @@ class FakeWorld:
         self.outbox = deque()
         self.fresh_event = threading.Event()
         self.away = False
+        self.stale_s = 0.0
         self.figures = {"env_steps": 1240.0, "success_rate": 0.65, "intervention_rate": 0.12}
         self.curve = []
         self.on_command = lambda command: None
@@ -186,7 +187,11 @@ class FakeWorld:
                 rate=1.0,
                 version=7,
                 observation=named_to_proto({"q": self.positions[robot][:3].astype(np.float32)}),
-                figures={"spool_fragments": 3.0, "sent_s": time.monotonic()},
+                figures={
+                    "spool_fragments": 3.0,
+                    "sent_s": time.monotonic(),
+                    "weights_stale_s": self.stale_s,
+                },
                 left_by=self.left_by.get(robot, ""),
             )
 

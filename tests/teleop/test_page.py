@@ -135,6 +135,16 @@ class TestChromium:
         tab.wait_for_function("() => document.querySelector('#figures').innerText.includes('1240')")
         assert "not a safety function" in tab.locator("footer").inner_text()
 
+    def test_a_robot_that_acts_with_old_weights_is_shown(self, tab, world):
+        facts = tab.locator('[data-robot="arm-1"] .facts')
+        wait_mode(tab, "auto")
+        assert "stale" not in facts.inner_text()
+        world.stale_s = 42.4
+        tab.wait_for_function(
+            "() => document.querySelector('[data-robot=\"arm-1\"] .facts').innerText"
+            ".includes('7, 42 s stale')"
+        )
+
     def test_a_whole_intervention_by_keyboard(self, tab, world, until):
         wait_mode(tab, "auto")
         tab.keyboard.press("Space")

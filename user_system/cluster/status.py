@@ -10,9 +10,14 @@ from comms.pb import hub_pb2
 from user_system.cluster import dial
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.parse import read_json
+from user_system.core.modes import Mode
 
 LANES = "experience", "video", "weights"
 """Bulk of a link, in order of importance; see ``comms.link``."""
+
+STALE_S = 10.0
+"""A robot that has heard of no newer weights for so long is shown: the head says every second which
+are the newest."""
 
 FILE = "cli.json"
 """In the run's ``config``: how the command line reaches the hub."""
@@ -116,6 +121,14 @@ def link_of(figures: Mapping[str, float]) -> str:
     if held:
         said.append(f"held back: {', '.join(held)}")
     return ", ".join(said)
+
+
+def version_of(robot: RobotView) -> str:
+    """Return the version with which a robot acts, and for how long no newer one has come."""
+    stale_s = robot.figures.get("weights_stale_s", 0.0)
+    if stale_s < STALE_S or robot.mode == Mode.EVAL:  # it judges one version, however old
+        return str(robot.version)
+    return f"{robot.version} ({stale_s:.0f} s stale)"
 
 
 def link(run: Path) -> LinkConfig:

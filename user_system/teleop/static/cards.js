@@ -7,6 +7,7 @@ const WORDS = {
   fault: "FAULT", estop: "STOPPED",
 };
 const STALE_MS = 2000;
+const STALE_S = 10; // the head says every second which weights are the newest
 
 // What the robot's host knows of its link; what it does not know is left out.
 function linkOf(figures) {
@@ -89,7 +90,7 @@ export class Cards {
     const last = robot.figures?.last_success;
     const rows = [
       ["task", robot.task], ["for", robot.purpose], ["episode", robot.episode?.split("-").pop()],
-      ["step", robot.step], ["version", robot.version],
+      ["step", robot.step], ["version", versionOf(robot)],
       ["last", last === undefined || last === null ? "" : last > 0 ? "success" : "failure"],
       ["action age", age(robot.figures?.action_age_p99_ms)],
       ["spool", robot.figures?.spool_fragments], ["link", linkOf(robot.figures ?? {})],
@@ -144,6 +145,13 @@ export class Cards {
       card.views.classList.toggle("stale", old);
     }
   }
+}
+
+// The version it acts with, and for how long it has got no newer one, nor heard that there is none.
+function versionOf(robot) {
+  const seconds = robot.figures?.weights_stale_s;
+  const stale = seconds >= STALE_S && robot.mode !== "eval"; // that judges one version, however old
+  return stale ? `${robot.version}, ${Math.round(seconds)} s stale` : robot.version;
 }
 
 function age(ms) {
