@@ -30,7 +30,6 @@ from user_system.edge.patience import SessionConfig, StationConfig
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
 from user_system.edge.station import Station
-from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
 from user_system.edge.worker_client import Advice, Away, Plans
 from user_system.replay.sampler import ReplayData
@@ -225,7 +224,7 @@ class Hand:
             outside=self.room,
             policy="p",
             task="t",
-            config=StationConfig(drive_hz=1000.0),
+            config=StationConfig(drive_hz=1000.0, person_s=0.05),
         )
         self.session = self.station.session
         self.number = 0
@@ -621,8 +620,6 @@ class Script:
 
 @pytest.fixture
 def script(hand):
-    hand.station.turn = Turn(0.05)
-    hand.station.config = replace(hand.station.config, person_s=0.05)
     made = Script(hand)
     made.wait()
     return made

@@ -4,10 +4,8 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-from user_system.core.clock import MS
-from user_system.core.errors import LeaseError, LinkError
 from user_system.core.interfaces import ResetPlan
-from user_system.core.modes import HUMAN_MODES, POLICY_MODES, STOPPED_MODES, Mode
+from user_system.core.modes import HUMAN_MODES, POLICY_MODES, Mode
 from user_system.core.specs import RobotSpec
 from user_system.core.types import Array, Purpose, Segment
 from user_system.edge.acting import ActingWeights
@@ -15,6 +13,7 @@ from user_system.edge.advisor import Advisor
 from user_system.edge.arbiter import Arbiter
 from user_system.edge.chunks import Proposal
 from user_system.edge.driver_link import DriverLink
+from user_system.edge.helm import Helm
 from user_system.edge.inbox import Heard, Inbox
 from user_system.edge.messages import (
     Assignment,
@@ -33,7 +32,6 @@ from user_system.edge.presence import Presence
 from user_system.edge.readings import Readings
 from user_system.edge.recorder import Recorder
 from user_system.edge.session import Session
-from user_system.edge.turns import Turn
 from user_system.edge.wire import Telemetry
 from user_system.edge.worker_client import (
     Acting,
@@ -67,9 +65,6 @@ class Counters:
     periods: int = 0
     overruns: int = 0
     """Periods whose reading was waiting already: the loop was late."""
-    refused_commands: int = 0
-    step_ms: float = 0.0
-    """Wall time from reading to command, moving average."""
 
 
 class Station:
@@ -113,7 +108,7 @@ class Station:
         self.weights = ActingWeights()
         self.last: Telemetry | None = None
         self.inbox = Inbox()
-        self.turn = Turn(self.config.person_s)
+        self.helm = Helm(session, arbiter, driver, spec.hold_after_ms, self.config.person_s)
         self._readings = Readings(driver, self.config.away_s)
         self._presence = Presence(worker, self.config, policy, task)
         self._performer = Performer(
@@ -174,6 +169,7 @@ class Station:
         self.periods.begins(time.monotonic_ns(), seen.reading.rate)
         self.counters.overruns += bool(self._readings)
         self.last = seen
+        self.helm.begin(seen)
         self._listen_to_worker()
         self.session.seen(seen)
         self._let_time_pass()
@@ -303,7 +299,7 @@ class Station:
             # Its reading is older than our last command: that one is what the gate will have.
             seen = replace(seen, accepted=self.arbiter.target)
         if step.mode is not self.arbiter.mode:
-            self.turn.drop()
+            self.helm.change()
         self.arbiter.enter(step.mode, seen)
         target = self.arbiter.choose(seen, step.index, step.proposal)
         plan = self.session.reset_plan
@@ -318,34 +314,10 @@ class Station:
         return target
 
     def command(self, target: Array) -> None:
-        """Send the set-point, for as long as the driver may go without the next one.
-
-        Where a person drives a robot with a fast clock, theirs is waited for: see ``turns``.
-        """
-        if self._turns and self.last is not None:
-            self.turn.begin(self.last.reading.wall_ns, hurry=self.last.holding)
-            self._play()
-        else:
-            self._send(target)
-            if self.arbiter.mode in POLICY_MODES:
-                self.advisor.executes(self.driver.clock.now_ns())
-
-    @property
-    def _turns(self) -> bool:
-        """Whether a person's actions are taken one per period."""
-        return self.arbiter.stepwise and self.arbiter.mode in HUMAN_MODES
-
-    def _play(self) -> None:
-        if self.turn.due:
-            action = self.turn.take()
-            self._send(self.arbiter.target if action is None else self.arbiter.act(action))
-
-    def _send(self, target: Array) -> None:
-        if self.session.mode not in STOPPED_MODES and self.session.leases.token > 0:
-            self.driver.command(target, self.session.leases.token, self.spec.hold_after_ms)
-        if self.last is not None:
-            took = (time.monotonic_ns() - self.last.reading.wall_ns) / MS
-            self.counters.step_ms += 0.02 * (took - self.counters.step_ms)
+        """Send the set-point, for as long as the driver may go without the next one."""
+        self.helm.command(target)
+        if self.arbiter.mode in POLICY_MODES:
+            self.advisor.executes(self.driver.clock.now_ns())
 
     def record(self, seen: Telemetry, step: Step) -> None:
         """Open the step that begins, and spool what is ready."""
@@ -372,20 +344,12 @@ class Station:
         """Take everything other threads posted; pass a person's motion on."""
         for heard in self.inbox.take():
             self._hear(heard)
-        if self.turn.open and self.session.mode is not self.arbiter.mode:
-            self.turn.drop()  # whoever would have answered this period does something else now
-            self._send(self.arbiter.target)
-        if self.session.mode not in HUMAN_MODES:
-            self.arbiter.rest()
-        elif self._turns:
-            self._play()
-        elif self.arbiter.mode in HUMAN_MODES:
-            self._send(self.arbiter.drive(self.driver.clock.now_ns()))
+        self.helm.attend()
 
     def _hear(self, heard: Heard) -> None:
         match heard:
             case OperatorCommand():
-                self._steer(heard)
+                self.helm.steer(heard)
             case Request():
                 answer = self.session.request(heard)
                 self._perform()
@@ -401,19 +365,6 @@ class Station:
                 self.weights.heard(heard)
             case Trouble():
                 self.session.trouble(heard.why)
-
-    def _steer(self, command: OperatorCommand) -> None:
-        try:
-            counts = self.session.command(command)
-        except (LeaseError, LinkError) as error:
-            self.counters.refused_commands += 1
-            log.debug("%s: %s", self.session.name, error)
-            return
-        if counts and self._turns:
-            state_ns = command.born_ns - round(command.rested_ms * MS)
-            self.turn.hear(command.action, state_ns, command.valid_ms / 1000)
-        elif counts:
-            self.arbiter.steer(command, self.driver.clock.now_ns())
 
     def _listen_to_worker(self) -> None:
         for news in self.worker.poll():
@@ -456,6 +407,7 @@ class Station:
         counters = {name: float(value) for name, value in vars(self.counters).items()}
         return {
             **counters,
+            **self.helm.stats(),
             **self.recorder.stats(),
             **self.periods.stats(),
             **self.weights.stats(),
