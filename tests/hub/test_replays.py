@@ -136,7 +136,7 @@ class System:
     def command(self, sequence: int) -> fresh_pb2.OperatorCommand:
         return fresh_pb2.OperatorCommand(
             robot="arm-1", operator=self.lease.holder, token=self.lease.token,
-            boot=self.session.boot, sequence=sequence, valid_ms=200, action=[0.1, 0.1],
+            boot=self.session.boot, sequence=sequence, valid_ms=10_000, action=[0.1, 0.1],
             seen_s=self.clock.now / SECOND,
         )  # fmt: skip
 
