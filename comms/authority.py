@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 LIFE = timedelta(days=90)
-EARLY = timedelta(hours=1)
+EARLY = timedelta(hours=2)
 """How long before its making a certificate is valid already: hosts whose clocks differ by less
-still agree that it is."""
+still agree that it is, also where one took the wrong time zone or summer time for an hour."""
 _CA_LIFE = timedelta(days=3650)
 _KEPT = 3
 """Certificates of one name that count beside the one in use: an answer with a new one can be lost,

@@ -35,6 +35,7 @@ from comms.credentials import (
 )
 from comms.invitations import PIN_BYTES, PROTOCOL, Invitation, parse_line
 from comms.keys import make_key, make_request
+from user_system.core.clock import span
 from user_system.core.errors import ConfigError, LinkError, SecurityError
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def _clock(what: str, ahead_s: float) -> SecurityError:
     way = "behind" if ahead_s > 0 else "ahead of"
     return SecurityError(
         what,
-        got=f"this host's clock is {abs(ahead_s):.0f} s {way} the head's",
+        got=f"this host's clock is {abs(ahead_s):.0f} s {way} the head's: off by {span(ahead_s)}",
         todo="Set the clock (timedatectl set-ntp true) and join again with the same line.",
     )
 

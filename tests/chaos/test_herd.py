@@ -1,4 +1,7 @@
-"""A head that is started again, and all robot hosts that lost it: they come back, and soon."""
+"""A head that is started again, and all robot hosts that lost it: they come back, and soon.
+
+Counted from when hub and replay both serve; a host is back when both have answered it since then.
+"""
 
 import os
 import random

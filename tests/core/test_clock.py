@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from user_system.core.clock import MS, SECOND, RobotClock, WallClock
+from user_system.core.clock import MS, SECOND, RobotClock, WallClock, span
 
 
 class FakeWall:
@@ -84,3 +85,18 @@ def test_wall_clock_never_returns_early():
     assert clock.now_ns() >= deadline
     before = clock.now_ns()
     clock.sleep_until(before - SECOND)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.4, "0 s"),
+        (-40, "40 s"),
+        (59.9, "1 min"),
+        (3599.96, "1 h"),
+        (-5400, "1.5 h"),
+        (1e5, "1.2 d"),
+    ],
+)
+def test_a_span_is_said_as_people_say_it(seconds, says):
+    assert span(seconds) == says

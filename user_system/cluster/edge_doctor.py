@@ -18,6 +18,7 @@ from user_system.cluster import census, dial, setup, spools, tunnel_doctor
 from user_system.cluster.configs import LinkConfig
 from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
+from user_system.core.clock import span
 from user_system.core.errors import ConfigError, SecurityError, StoreError, UserSystemError
 from user_system.core.versions import check_version
 
@@ -143,7 +144,8 @@ def _hub(patient: Patient) -> Iterator[Finding]:
     ok = abs(clocks.ahead_s) - clocks.bound_s < APART_S
     yield Finding(
         "clocks",
-        f"the head's is {clocks.ahead_s:+.2f} s from ours, ± {clocks.bound_s:.2f} s",
+        f"the head's is {clocks.ahead_s:+.2f} s from ours, ± {clocks.bound_s:.2f} s"
+        + ("" if ok else f": off by {span(clocks.ahead_s)}"),
         ok,
         "" if ok else "Set both by the network: timedatectl set-ntp true.",
     )

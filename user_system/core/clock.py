@@ -66,3 +66,12 @@ class RobotClock:
     def wall_ns(self, robot_ns: int) -> int:
         """Return the wall time at which the robot clock shows ``robot_ns``."""
         return self._anchor_wall + int((robot_ns - self._anchor_robot) / self.rate)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as people say it: ``1 h``, ``1.5 d``, ``40 s``; without a sign."""
+    size = abs(seconds)
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if round(size / length, 1) >= 1:
+            return f"{round(size / length, 1):g} {unit}"
+    return f"{size:.0f} s"

@@ -47,6 +47,10 @@ class Member:
         here = self.presence.stats()["connected"] and self.presence.heard_ns > since_ns
         return bool(here) and self.box.acked >= self._wanted
 
+    def sessions(self) -> tuple[float, float]:
+        """Return how often replay and hub were dialled."""
+        return self.client.stats()["sessions"], self.presence.stats()["sessions"]
+
     def missing(self) -> str:
         """Return what it waits for, for people."""
         return f"{self.box.acked} of {self._wanted} acked, hub {self.presence.stats()}"
@@ -72,6 +76,8 @@ def be(channel: Channel, names: list[str], keys: str, endpoints: dict[str, str])
                 for member in members:
                     member.mark()
                 channel.send("marked")
+            elif order == "sessions":
+                channel.send([s for member in members for s in member.sessions()])
             else:
                 channel.send(_waits(members, order["since_ns"]))
     channel.send("closed")
