@@ -3,10 +3,12 @@
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import grpc
 from kit import made
 from kit.history import Journal
 from kit.namespace import tiny_disk
@@ -117,6 +119,36 @@ class Outbox:
             return came
 
 
+class Echoing(grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
+    """A tunnel that repeats messages after the first of a stream, those of streams before too.
+
+    Args:
+        tunnel: that carries them.
+        rng: chooses.
+        share: of the messages that an older one follows.
+    """
+
+    def __init__(self, tunnel: DirectTunnel, rng: random.Random, share: float):
+        self._tunnel, self._rng, self._share = tunnel, rng, share
+        self._sent: deque[Any] = deque(maxlen=32)
+        self.close, self.trouble, self.stats = tunnel.close, tunnel.trouble, tunnel.stats
+        self.fresh = tunnel.fresh
+
+    def channel(self, service: str) -> grpc.Channel:
+        return grpc.intercept_channel(self._tunnel.channel(service), self)
+
+    def intercept_stream_stream(self, go_on: Any, details: Any, requests: Iterator[Any]) -> Any:
+        return go_on(details, self._repeated(requests))
+
+    def _repeated(self, requests: Iterator[Any]) -> Iterator[Any]:
+        yield next(requests)
+        for request in requests:
+            yield request
+            self._sent.append(request)
+            if self._rng.random() < self._share:
+                yield self._rng.choice(self._sent)
+
+
 def produce(
     channel: Channel,
     number: int,
@@ -128,19 +160,18 @@ def produce(
     per_s: float = 0.0,
     under_way: int = UNDER_WAY,
     side: int = made.SIDE,
-    ways: int = 1,
+    echo: float = 0.0,
 ) -> None:
     """Be a robot host that makes fragments until told to stop, then waits for the last ack.
 
-    With several ``ways`` each sends everything, in a connection of its own.
+    With ``echo`` such a share of its messages is followed by one that was sent before.
     """
     rng, host = random.Random(seed), made.name(number)
     outbox = Outbox(Journal(journal))
     me, packing = Credentials.load(Path(keys), host), Packing(rng.choice(["raw", "zstd"]))
-    tunnels = [DirectTunnel(Endpoints(replay=address), me) for _ in range(ways)]
-    clients = [ExperienceClient(tunnel, outbox, host, packing=packing) for tunnel in tunnels]
-    for client in clients:
-        client.start()
+    tunnel = Echoing(DirectTunnel(Endpoints(replay=address), me), rng, echo)
+    client = ExperienceClient(tunnel, outbox, host, packing=packing)
+    client.start()
     channel.send("ready")
     epoch, sequence, begun, count = first_epoch, 0, time.monotonic(), 0
     while not channel.pending():
@@ -153,9 +184,8 @@ def produce(
             time.sleep(max(0.0, begun + count / per_s - time.monotonic()))
     channel.receive()
     outbox.wait_below(1)
-    for client, tunnel in zip(clients, tunnels, strict=True):
-        client.close()
-        tunnel.close()
+    client.close()
+    tunnel.close()
     channel.send("drained")
 
 
