@@ -59,6 +59,10 @@ class Delay:
         few = [seconds for at, seconds in self._few if at >= now - _FRESH_S]
         return min(few, default=None)
 
+    def last_at(self) -> float | None:
+        """Return when the newest measurement was made; None: never."""
+        return self._few[-1][0] if self._few else None
+
     def forget(self, before: float) -> None:
         """Forget what was measured before a moment: the way is another one now."""
         kept = [(at, s) for at, s in self._few if at >= before]

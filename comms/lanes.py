@@ -66,6 +66,11 @@ _AIM_S = 0.03
 _ROUND_S = 0.1
 """Least time over which the rate is looked at."""
 
+_BLIND_S = 10.0
+"""Without an echo for so long nobody can tell a queue from losses. Then as much again may be under
+way as was: a cap that follows what arrives, where losses make that less than the link can take,
+would follow it down to nothing."""
+
 _EMPTY_EVERY_S = 10.0
 _EMPTY_S = 0.5
 """A pipe is emptied when its base was not seen for so long; for at most so long, and two bases."""
@@ -221,8 +226,16 @@ class Pipe:
         base = self._trip.base
         return base if base is not None else (self._own.base or 0.0)
 
+    def _blind(self) -> bool:
+        """Whether the echoes have ceased, or none ever came."""
+        last_at = self._trip.last_at()
+        return last_at is None or self.now() - last_at > _BLIND_S
+
     def _limit(self) -> int:
         rate = max(self._rate.value, self._guess if self._new else 0.0)
+        if self._rate.value and self._blind():
+            took_s = self._own.recent(self.now()) or self._base_s()
+            return min(max(LEAST, int(2 * rate * (took_s + TARGET_S))), _CEILING)
         cap = rate * (self._base_s() + TARGET_S + min(0.0, self._extra_s))
         cap += self._mean * max(0.0, self._extra_s)
         return min(max(LEAST, int(cap)), _CEILING)

@@ -1,6 +1,7 @@
 """The cap fills a link and leaves little in its queue; lanes give way to each other by rank."""
 
 import importlib.util
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -114,6 +115,21 @@ def test_acknowledgements_that_come_late_for_no_queue_do_not_stop_the_link():
     delivered, since = link.delivered, link.now
     link.run(8.0)
     assert link.delivered - delivered >= 0.85 * link.rate * (link.now - since)
+
+
+@pytest.mark.parametrize("ever", [True, False])
+def test_without_echoes_a_link_with_losses_is_not_starved(ever):
+    """The fresh lane is down and experience is not: acknowledgements are all that is known."""
+    link = SimulatedLink(10 * MBIT, 0.1)
+    link.run(8.0 if ever else 0.0)
+    link.echo = lambda: None
+    late = itertools.cycle([0.0, 0.3, 0.5])
+    answer_at = link.answer_at
+    link.answer_at = lambda there: answer_at(there) + next(late)
+    link.run(40.0)
+    delivered, since = link.delivered, link.now
+    link.run(10.0)
+    assert link.delivered - delivered >= 0.8 * link.rate * (link.now - since)
 
 
 def test_what_is_sent_now_and_then_teaches_no_false_rate():

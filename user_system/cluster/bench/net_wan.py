@@ -51,7 +51,7 @@ def measure(options: Options) -> Iterator[Figure]:
 
 def run(directory: Path, load: Load) -> Seen:
     """Record; then look into the store."""
-    with site(directory, "wan") as here:
+    with site(directory, "wan", hub=True) as here:
         raw = here.raw(HZ, SIZE, load.raw_s)
         here.edge.ask("begin", 10.0, hz=HZ)
         time.sleep(load.warm_s)
