@@ -18,7 +18,7 @@ from user_system.cluster import machine, up
 from user_system.cluster.bench.started import Started
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
 from user_system.cluster.lab import Lab, Profile
-from user_system.cluster.layout import QUEUE
+from user_system.cluster.layout import QUEUE, RunDir
 from user_system.cluster.manifest import load_manifest
 from user_system.cluster.ports import Ports
 from user_system.core.errors import LinkError
@@ -91,7 +91,9 @@ def robot(directory: Path, link: Profile | str, episodes: int, steps: int) -> It
         edge = stack.enter_context(Started(directory, lab.edge.popen))
         argv = [sys.executable, "-m", "user_system.cli", "edge", "run", str(home.root)]
         edge.start("edge", argv, waits=False)
-        yield Run(lab, head, home.root / "edge" / HOST / QUEUE, edge)
+        # Nobody learns here: to the robot host it is an evaluation.
+        records = RunDir(home.root, home.root).judged(HOST)
+        yield Run(lab, head, records / QUEUE, edge)
 
 
 def _enrol(pki: Path, home: EdgeHome) -> None:
