@@ -194,6 +194,15 @@ def test_work_weights_and_states_find_their_way(head, edge):
         until(lambda: HubClient(viewer).status().robots[0].mode == "demo")
 
 
+def test_a_learner_that_was_started_again_publishes_where_it_shares_the_disk(head):
+    """It does not know yet what the store has, lays down all, and sends what that was too much."""
+    near, still = head.directory / "weights", {"b": np.zeros(3, np.float32)}
+    for value in (1.0, 2.0):
+        modules = {"policy": {"w": np.full(6, value, np.float32), **still}}
+        with closing(head.tunnel("learner")) as tunnel:
+            assert WeightPublisher(tunnel, near=near).publish("p", modules) == int(value)
+
+
 def test_who_joins_late_has_the_current_version_within_a_second(head, edge):
     with closing(head.tunnel("learner")) as learner:
         WeightPublisher(learner).publish("p", {"policy": {"w": np.zeros(6, np.float32)}})

@@ -320,6 +320,28 @@ def test_a_file_with_other_bytes_is_refused(store, tmp_path, content):
     with pytest.raises(SpecError):
         store.adopt(upload, "x.new")
     assert store.missing(upload) == missing
+    assert not list((tmp_path / "w" / "incoming").iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", bytes(112), bytes(200)])
+@pytest.mark.parametrize("sent_before", [0, 1])
+def test_what_could_not_be_taken_over_is_sent(store, tmp_path, content, sent_before):
+    """A learner that goes on after a crash lays down more than is lacking, and then sends it."""
+    modules = tensors(1.0)
+    manifest = manifest_of(modules)
+    upload, missing = store.offer(manifest)
+    data = {entry.hash: modules[entry.name].tobytes() for entry in manifest.tensors}
+    for one in missing[:sent_before]:
+        store.put(upload, one, 0, len(data[one]), data[one])
+    (tmp_path / "w" / "incoming" / "x.new").write_bytes(content)
+    with pytest.raises(SpecError):
+        store.adopt(upload, "x.new")
+    assert store.offer(manifest) == (upload, missing), "what was sent lay in the file's place"
+    for one in missing:
+        store.put(upload, one, 0, len(data[one]), data[one])
+    assert store.commit(upload) == 1
+    for one in missing:
+        assert read_all(store, one) == data[one]
 
 
 def test_those_who_watch_hear_of_each_version(store):

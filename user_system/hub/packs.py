@@ -242,7 +242,8 @@ class Upload:
         """Take over a file in which all that is lacking lies as ``layout`` has it, and check it.
 
         Raises:
-            SpecError: it is no such file, or not what was offered; or it is not the first one.
+            SpecError: it is no such file, or not what was offered, and all that came is forgotten;
+                or it is not the first one.
         """
         try:
             with self._lock:
@@ -253,9 +254,29 @@ class Upload:
                 # Whoever still sends tensors of it would write into what is being checked.
                 self._sealed = True
                 self.close()
-            view = map_file(self.path)
-        except (OSError, StoreError) as error:
+        except OSError as error:
             raise SpecError("no file with tensors", got=f"{path.name}: {error}") from error
+        try:
+            self._check_adopted()
+        except Exception:
+            self._start_over()
+            raise
+
+    def _start_over(self) -> None:
+        """Forget a file that was not what was offered: it may still be sent."""
+        with self._lock:
+            self.discard()
+            self.checks.clear()
+            self._got.clear()
+            self._digests.clear()
+            self._missing = dict.fromkeys(self.table)
+            self._sealed = False
+
+    def _check_adopted(self) -> None:
+        try:
+            view = map_file(self.path)
+        except StoreError as error:
+            raise SpecError("no file with tensors", got=error) from error
         if len(view) != self._size:
             raise SpecError("a file of the wrong size", got=len(view), allowed=self._size)
         entries = [self._entries[tensor] for tensor in self.table]
