@@ -399,9 +399,7 @@ class _Inbox:
             UserSystemError: why nothing comes any more.
         """
         with self._changed:
-            ready = self._changed.wait_for(
-                lambda: self._woken or self._events or self._end, limit_s
-            )
+            self._changed.wait_for(lambda: self._woken or self._events or self._end, limit_s)
             if self._woken:
                 self._woken = False
                 return None
@@ -409,9 +407,7 @@ class _Inbox:
                 event = self._events.popleft()
                 self._changed.notify_all()
                 return event
-            if not ready or self._end is None:
-                raise TimeoutError
-            raise self._end
+            raise self._end or TimeoutError
 
 
 def checked(manifest: Manifest, want: Wanted) -> Manifest:

@@ -42,7 +42,6 @@ class Size:
     quotas: int = 3
     slow_s: float = 2.0
     frames: int = 3000
-    replays: int = 60
     partitions: tuple[tuple[float, float], ...] = ((1.0, 1.0), (6.0, 2.0))
     """(s, how many times faster it records meanwhile)."""
     bad_link_s: float = 4.0
@@ -63,7 +62,6 @@ PROMISED = Size(
     quotas=20,
     slow_s=15.0,
     frames=100_000,
-    replays=1000,
     partitions=((1.0, 1.0), (30.0, 1.0), (60.0, 10.0)),
     bad_link_s=60.0,
     resets=200,

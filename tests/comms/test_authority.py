@@ -76,6 +76,12 @@ def test_an_ageing_certificate_is_renewed(tmp_path: Path) -> None:
     assert new.curve_public == old.curve_public
 
 
+def test_a_host_whose_clock_is_an_hour_behind_believes_what_was_just_made(tmp_path: Path) -> None:
+    made = parse(Authority.open(tmp_path).issue("host-1", Role.ROBOT).certificate)
+    seen_there_s = time.time() - 3600
+    assert made.not_valid_before_utc.timestamp() < seen_there_s - 600
+
+
 def test_the_lifetime_that_was_asked_for_counts(tmp_path: Path) -> None:
     long = Authority.open(tmp_path).issue("host-1", Role.ROBOT)
     assert left_s(long) == pytest.approx(90 * 86400, abs=60)

@@ -65,7 +65,7 @@ class Head:
         self.hub.open()
         enrolments = Enrolments(self.authority, self.hub.audit, WallClock(), FACTS)
         self.enrolments = enrolments
-        self.hub.also(enrolments.tick, enrolments.figures)
+        self.hub.also(enrolments.figures, enrolments.tick)
         wallet, allow = DiskWallet(self.pki, "hub"), AllowList(self.pki)
         self.fresh = FreshHub(wallet(), allow)
         self.fresh.start()

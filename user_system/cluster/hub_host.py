@@ -51,10 +51,8 @@ def main(config: HubHostConfig, life: Life) -> None:
     hub.open()
     authority = Authority.open(config.link.pki, config.lifetime_s)
     enrolments = Enrolments(authority, hub.audit, WallClock(), dump(config.join_facts) or {})
-    hub.also(enrolments.tick, enrolments.figures)
-    hub.also(
-        lambda: None, lambda: {f"fresh_{name}": value for name, value in fresh.stats().items()}
-    )
+    hub.also(enrolments.figures, enrolments.tick)
+    hub.also(lambda: {f"fresh_{name}": value for name, value in fresh.stats().items()})
     services: list[Any] = [
         HubService(hub),
         WeightService(hub.weights, hub.roll_back),

@@ -134,10 +134,13 @@ class Hub:
         for current in self.weights.current():
             self._announce(current)
 
-    def also(self, chore: Callable[[], None], figures: Callable[[], dict[str, float]]) -> None:
-        """Have ``chore`` run at every tick, and ``figures`` shown in the status."""
-        self._chores.append(chore)
+    def also(
+        self, figures: Callable[[], dict[str, float]], chore: Callable[[], None] | None = None
+    ) -> None:
+        """Have ``figures`` shown in the status, and ``chore`` run at every tick."""
         self._more.append(figures)
+        if chore is not None:
+            self._chores.append(chore)
 
     def close(self) -> None:
         """Let go of the files."""
