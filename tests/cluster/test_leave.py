@@ -10,6 +10,7 @@ from user_system.cluster.configs import JoinFacts, LinkConfig
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
 from user_system.cluster.layout import JOURNALS, QUEUE
 from user_system.core.errors import ConfigError, LinkError
+from user_system.edge.rings import Ring
 from user_system.replay.queue import Queue
 
 FACTS = JoinFacts("lab", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4")
@@ -70,6 +71,16 @@ def test_what_the_head_has_not_got_is_kept(home: EdgeHome) -> None:
     assert "kept: 5 records" in said
     assert {path.name for path in home.root.iterdir()} == {"edge"}
     assert leaving.look(home).records == 5, "as it was"
+
+
+def test_what_a_killed_agent_left_in_its_journal_is_kept(home: EdgeHome) -> None:
+    journal = Ring(home.root / "edge" / "lab-1" / JOURNALS / "arm-1.journal", 1 << 16)
+    journal.open()
+    journal.put(b"record")
+    journal.close()
+    _, said = left(home)
+    assert "kept: " in said
+    assert journal.path.exists()
 
 
 def test_a_store_of_its_own_is_kept(home: EdgeHome) -> None:

@@ -344,6 +344,20 @@ def test_what_could_not_be_taken_over_is_sent(store, tmp_path, content, sent_bef
         assert read_all(store, one) == data[one]
 
 
+def test_half_a_tensor_does_not_go_on_after_a_file_that_was_refused(store, tmp_path):
+    modules = tensors(1.0)
+    manifest = manifest_of(modules)
+    upload, missing = store.offer(manifest)
+    data = {entry.hash: modules[entry.name].tobytes() for entry in manifest.tensors}
+    one = missing[0]
+    store.put(upload, one, 0, len(data[one]), data[one][:8])
+    (tmp_path / "w" / "incoming" / "x.new").write_bytes(b"")
+    with pytest.raises(SpecError):
+        store.adopt(upload, "x.new")
+    with pytest.raises(SpecError, match="a gap"):
+        store.put(upload, one, 8, len(data[one]), data[one][8:])
+
+
 def test_those_who_watch_hear_of_each_version(store):
     heard = []
     leave = store.watch(lambda: heard.append(store.newest("pick")))
