@@ -303,7 +303,9 @@ def test_every_lane_is_back_soon_after_an_outage(tmp_path):
 def test_figures_of_the_loopback_are_measured_and_nothing_is_left(tmp_path, module):
     found = list(module.measure(bench.Options(directory=tmp_path, quick=True)))
     assert tuple(f.id for f in found) == module.IDS
-    assert all(f.value is not None and f.value > 0 for f in found), found
+    # Processor time is counted in ticks: two short runs do not tell which of them took more.
+    assert all(f.value is not None for f in found), found
+    assert all(f.value > 0 for f in found if f.id != "net.fleet_cpu_pct_each"), found
     assert not list(tmp_path.iterdir())
 
 
