@@ -18,6 +18,7 @@ from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
 from user_system.core.clock import WallClock
 from user_system.core.errors import ConfigError
+from user_system.core.versions import PROTOCOL
 from user_system.hub.service import Hub, HubConfig
 
 
@@ -73,7 +74,7 @@ def test_a_way_that_works(tmp_path, head) -> None:
     assert bad == {"setup", "process"}, "it has not run yet"
     assert "round trip" in found["hub"].found
     assert "valid for 89 days" in found["certificate"].found
-    assert "protocol 1" in found["version"].found
+    assert f"protocol {PROTOCOL}" in found["version"].found
 
 
 def test_a_head_that_is_away(tmp_path) -> None:
@@ -96,7 +97,7 @@ def test_a_host_that_was_revoked(tmp_path, head) -> None:
 def test_a_head_of_another_version(tmp_path, head, monkeypatch) -> None:
     def old(self: Hub, peer: object, query: hub_pb2.ProbeQuery) -> hub_pb2.ProbeReply:
         return hub_pb2.ProbeReply(
-            payload=bytes(query.want), wall_s=1e9, protocol=1, version="0.0.9"
+            payload=bytes(query.want), wall_s=1e9, protocol=PROTOCOL, version="0.0.9"
         )
 
     monkeypatch.setattr(Hub, "probe", old)

@@ -17,6 +17,7 @@ from user_system.cluster.edge_home import EdgeFile, EdgeHome
 from user_system.cluster.layout import RunDir
 from user_system.cluster.resident import Resident
 from user_system.core.errors import ConfigError, LinkError, SecurityError, UserSystemError
+from user_system.core.versions import PROTOCOL
 
 FACTS = JoinFacts("lab", "head:7400", "head:7401", "head:7402", "head:7403", page="https://head")
 
@@ -117,7 +118,7 @@ def document(host: str = "lab-1", spool: int = 1, **more) -> bytes:
         "cube_half": 0.02,
     }  # fmt: skip
     made = setup.HostSetup(
-        protocol=1, version=user_system.__version__, run="lab", host=host,
+        protocol=PROTOCOL, version=user_system.__version__, run="lab", host=host,
         processes=(
             setup.SetupProcess("world-arm", "world", stage=1),
             setup.SetupProcess(f"edge-{host}", "edge", after=("world-arm",), stage=2),
@@ -234,7 +235,7 @@ def test_what_is_no_longer_named_ends(life) -> None:
     ("bad", "says"),
     [
         (document(version="9.9.9"), "head 9.9.9"),
-        (document(protocol=2), "protocol 2"),
+        (document(protocol=PROTOCOL + 1), f"protocol {PROTOCOL + 1}"),
         (document(host="lab-2"), "another host's"),
         (b"{", "not JSON"),
     ],

@@ -200,7 +200,7 @@ def test_a_child_is_the_module_that_its_kind_says(tmp_path) -> None:
         (b'{"protocol": true}', "names no version"), (b"\xff", "not JSON"),
         (b" " * (setup.MAX_BYTES + 1), "too large"),
         (b'{"protocol": 99, "version": "0.1.0"}', "do not work together"),
-        (b'{"protocol": 1, "version": "7.0.0", "sky": "blue"}', "head 7.0.0"),
+        (b'{"protocol": 2, "version": "7.0.0", "sky": "blue"}', "head 7.0.0"),
     ],
 )  # fmt: skip
 def test_what_is_no_setup_is_refused(document, says) -> None:

@@ -1,3 +1,6 @@
+import hashlib
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import comms.pb
 from comms import wire
 from comms.packing import Packing
 from comms.pb import experience_pb2, types_pb2, weights_pb2
@@ -24,6 +28,7 @@ from user_system.core.errors import DamageError, SpecError, UserSystemError
 from user_system.core.ports import Manifest, TensorEntry
 from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment, Stream
+from user_system.core.versions import PROTOCOL
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES))
@@ -45,6 +50,19 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (Fragment, Stream)):
         return all(same(getattr(left, k), getattr(right, k)) for k in left.__slots__)
     return bool(left == right)
+
+
+FIELDS = {2: "0e39e2c16c5ced0d"}
+"""Protocol -> digest of all messages and methods as they were then."""
+
+
+def test_other_messages_are_another_protocol() -> None:
+    """Ends of two protocols refuse each other by name; of one, they would misread each other."""
+    digest = hashlib.sha256()
+    for module in sorted(m.name for m in pkgutil.iter_modules(comms.pb.__path__)):
+        if module.endswith("_pb2"):
+            digest.update(importlib.import_module(f"comms.pb.{module}").DESCRIPTOR.serialized_pb)
+    assert {PROTOCOL: digest.hexdigest()[:16]} == FIELDS, "raise PROTOCOL, and note the digest here"
 
 
 def over_the_wire(message: Any) -> Any:

@@ -31,6 +31,14 @@ def test_others_are_named_with_what_to_do(head: str, ours: str, older: str, inst
     assert f"On {older}: pip install 'user-system=={install}'" in text
 
 
-def test_another_protocol_is_another_version() -> None:
-    with pytest.raises(ConfigError, match=rf"protocol {PROTOCOL + 1}\).*protocol {PROTOCOL}\)"):
-        check_version(PROTOCOL + 1, "0.1.0", "0.1.0")
+@pytest.mark.parametrize(
+    ("protocol", "todo"),
+    [
+        (PROTOCOL + 1, "On this robot host: install the very build that the head has"),
+        (PROTOCOL - 1, "On the head: install the very build that this robot host has"),
+    ],
+)
+def test_another_protocol_is_another_version(protocol: int, todo: str) -> None:
+    with pytest.raises(ConfigError, match=rf"protocol {protocol}\).*protocol {PROTOCOL}\)") as told:
+        check_version(protocol, "0.1.0", "0.1.0")
+    assert todo in str(told.value)

@@ -4,8 +4,9 @@ import re
 
 from user_system.core.errors import ConfigError
 
-PROTOCOL = 1
-"""Of what crosses between a head and robot hosts of other machines; both must speak the same."""
+PROTOCOL = 2
+"""Of what crosses between a head and robot hosts of other machines; both must speak the same. One
+more whenever messages or their order change; ``tests/comms/test_wire.py`` notices their fields."""
 
 
 def check_version(protocol: int, version: str, ours: str) -> None:
@@ -22,11 +23,15 @@ def check_version(protocol: int, version: str, ours: str) -> None:
     if protocol == PROTOCOL and _series(version) == _series(ours):
         return
     newer = max(version, ours, key=lambda v: [int(part) for part in re.findall(r"\d+", v)])
-    older = "this robot host" if newer == version else "the head"
+    behind = protocol > PROTOCOL if version == ours else newer == version
+    older, other = ("this robot host", "the head") if behind else ("the head", "this robot host")
+    how = f"pip install 'user-system=={newer}'"
+    if version == ours:  # two builds of one version: only the protocol tells them apart
+        how = f"install the very build that {other} has"
     raise ConfigError(
         "head and robot host are of versions that do not work together",
         got=f"head {version} (protocol {protocol}), this host {ours} (protocol {PROTOCOL})",
-        todo=f"On {older}: pip install 'user-system=={newer}'.",
+        todo=f"On {older}: {how}.",
     )
 
 
