@@ -23,26 +23,27 @@ CONNECTIONS = 1024
 STREAMS = 128
 """Calls at once on one connection."""
 
-_OPTIONS = [
-    *CHANNEL_OPTIONS,
-    # Without this two processes could share a port, and a port in use would go unnoticed.
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.max_ping_strikes", 0),
-    # Whoever connects says who it is soon, and nobody can keep more connections than there are
-    # files to be had: those of a stranger end with the time for their handshake.
-    ("grpc.server_handshake_timeout_ms", int(PATIENCE_S * 1000)),
-    ("grpc.max_allowed_incoming_connections", CONNECTIONS),
-    ("grpc.max_concurrent_streams", STREAMS),
-    ("grpc.max_metadata_size", 16 << 10),
-    # Messages come as they are: one of 16 MiB could unpack to a thousand times as much, and is
-    # measured before it is unpacked only. What is worth packing is packed by us, with its size.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-]
-
-
 _LOST_S = 5.0
 """How long a server waits for calls it has cancelled: gRPC can lose one with its connection."""
+
+
+def _options(connections: int, handshake_s: float) -> list[tuple[str, int]]:
+    return [
+        *CHANNEL_OPTIONS,
+        # Without this two processes could share a port, and a port in use would go unnoticed.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.max_ping_strikes", 0),
+        # Whoever connects says who it is soon, and nobody can keep more connections than there are
+        # files to be had: those of a stranger end with the time for their handshake.
+        ("grpc.server_handshake_timeout_ms", int(handshake_s * 1000)),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.max_metadata_size", 16 << 10),
+        # Messages come as they are: one of 16 MiB could unpack to a thousand times as much, and is
+        # measured before it is unpacked only. What is worth packing is packed by us, with its size.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+    ]
 
 
 class Service(Protocol):
@@ -109,6 +110,8 @@ def serve(
     workers: int = WORKERS,
     doorway: Doorway | None = None,
     refused: Callable[[Peer, str], None] = lambda peer, method: None,
+    connections: int = CONNECTIONS,
+    handshake_s: float = PATIENCE_S,
 ) -> Server:
     """Start to listen.
 
@@ -121,6 +124,8 @@ def serve(
             refused with RESOURCE_EXHAUSTED instead of waiting unheard.
         doorway: what one caller may take of these.
         refused: is told of who was refused which method.
+        connections: see ``CONNECTIONS``.
+        handshake_s: time for a TLS handshake.
 
     Raises:
         MissingError: the address is in use or not of this host.
@@ -129,7 +134,7 @@ def serve(
     server = grpc.server(
         ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
         interceptors=[gate],
-        options=_OPTIONS,
+        options=_options(connections, handshake_s),
         maximum_concurrent_rpcs=workers,
     )
     for service in services:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from user_system.cluster import process
 
 PROGRAM = """
+import resource
 import signal
 import sys
 import threading
@@ -32,6 +34,9 @@ def main(config, life):
         raise errors.LinkError("nobody is there")
     if config.say == "defect":
         raise ZeroDivisionError("oops")
+    if config.say == "files":
+        print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+        life.stop.set()
     if config.say == "finish":
         life.on_finish(lambda: print("finishes", flush=True))
         life.on_end(lambda: print("ends", flush=True))
@@ -187,3 +192,20 @@ def test_what_a_peer_says_cannot_look_like_a_line_of_the_log() -> None:
     lines = process.Plain("%(message)s").format(record).splitlines()
     assert len(lines) > 2
     assert all(line.startswith("  ") and line.isprintable() for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "takes"), [((256, 4096), 4096), ((256, 1 << 14), 8192), ((9000, 9000), 9000)]
+)
+def test_it_may_open_as_many_files_as_strangers_can_take(tmp_path, given, takes) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < given[1]:
+        pytest.skip(f"this machine lets nobody open {given[1]} files")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"say": "files"}))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    limited = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, {given}); "
+    limited += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    words = [sys.executable, "-c", limited, str(tmp_path / "program.py"), str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split()[:2] == [str(takes), str(given[1])]

@@ -10,6 +10,7 @@ import faulthandler
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -40,6 +41,10 @@ CORES_VARIABLE = "USER_SYSTEM_CORES"
 
 END_S = 30.0
 """How long a process may take to end after it was asked to."""
+
+FILES = 8192
+"""Open files of a process, if the machine lets it: each connection is one, strangers' included, and
+what is on the disk must be written whoever is connected."""
 
 _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("user_system")
@@ -209,6 +214,14 @@ def _set_nice(value: int) -> None:
             raise
 
 
+def _let_open(files: int) -> None:
+    """Raise the limit of open files as far as the machine lets us; many begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def exit_status(error: UserSystemError) -> int:
     """Return the exit status of an error: 2 where only a person can help."""
     return STATUS_CONFIG if isinstance(error, ConfigError | MissingError | SecurityError) else 1
@@ -225,6 +238,7 @@ def run(main: Callable[[C, Life], None], config_type: type[C]) -> None:
         handler.setFormatter(Plain("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     life = begin()
+    _let_open(FILES)
     life.watch()
     try:
         if len(sys.argv) != 2:

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from user_system.core.addresses import is_loopback, with_port
 from user_system.core.errors import LinkError, MissingError, SecurityError
+from user_system.teleop.entrance import Entrance, Server
 from user_system.teleop.live import MAX_MESSAGE
 from user_system.teleop.slow import Guests, guarded
 
@@ -44,8 +45,9 @@ class Page:
         self._host, self._wanted, self._tls = host, port, certificate is not None
         self._socket: socket.socket | None = None
         self.guests = Guests()
+        self.entrance = Entrance(self.guests)
         self._thread: threading.Thread | None = None
-        self._server = uvicorn.Server(
+        self._server = Server(
             uvicorn.Config(
                 app,
                 log_level="warning",
@@ -59,7 +61,8 @@ class Page:
                 timeout_graceful_shutdown=2,
                 ssl_certfile=str(certificate) if certificate else None,
                 ssl_keyfile=str(key) if key else None,
-            )
+            ),
+            self.entrance,
         )
 
     @property

@@ -7,6 +7,7 @@ so many connections.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 HEAD_S = 10.0
@@ -38,15 +39,25 @@ class Guests:
         """Note a new connection; False: there are as many as there may be."""
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if peer else ""
-        self._forget_closed(address)
-        if len(self) >= self._at_once:
-            for other in list(self._open):
-                self._forget_closed(other)
-        if len(self._open[address]) >= self._per_address or len(self) >= self._at_once:
+        if self.full(address):
             self.turned_away += 1
             return False
         self._open[address].add(transport)
         return True
+
+    def full(self, address: str, coming: Collection[str] = ()) -> bool:
+        """Return whether nobody more is let in from an address.
+
+        Args:
+            address: from where.
+            coming: addresses of those who are still in their handshake.
+        """
+        self._forget_closed(address)
+        if len(self) >= self._at_once:
+            for other in list(self._open):
+                self._forget_closed(other)
+        own = len(self._open.get(address, ())) + sum(other == address for other in coming)
+        return own >= self._per_address or len(self) + len(coming) >= self._at_once
 
     def _forget_closed(self, address: str) -> None:
         left = {t for t in self._open.get(address, ()) if not t.is_closing()}
