@@ -58,10 +58,16 @@ class WeightService(weights_pb2_grpc.WeightStoreServicer):
     Args:
         shelf: of versions.
         rollback: makes an older version current again for an engineer, and audits it.
+        check: raises ``SecurityError`` where a peer may not publish a policy.
     """
 
-    def __init__(self, shelf: Shelf, rollback: Callable[[Peer, str, int], int] | None = None):
-        self._shelf, self._rollback = shelf, rollback
+    def __init__(
+        self,
+        shelf: Shelf,
+        rollback: Callable[[Peer, str, int], int] | None = None,
+        check: Callable[[Peer, str], None] = lambda peer, policy: None,
+    ):
+        self._shelf, self._rollback, self._check = shelf, rollback, check
         self._bodies = Bodies(shelf)
         self._lock = threading.Lock()
         self._streams: set[_Sender] = set()
@@ -99,6 +105,7 @@ class WeightService(weights_pb2_grpc.WeightStoreServicer):
             raise SpecError("a publish begins with what the version consists of")
         opening = first.opening
         manifest = manifest_from_proto(opening.manifest)
+        self._check(identify(context), manifest.policy)
         upload, lacking = self._shelf.offer(manifest)
         if opening.file:
             self._shelf.adopt(upload, opening.file)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from comms.authority import EARLY
+from comms import deeds
+from comms.authority import EARLY, Authority
 from comms.credentials import AllowList, Credentials, Peer, Role, parse
 from comms.invitations import parse_line
 from user_system import cli
@@ -97,6 +98,33 @@ def test_up_does_not_take_a_revoked_host_back(run: Path) -> None:
     guests.restore(run, "kim", "local", Role.ROBOT)
     make_run(run, *LAB)
     assert AllowList(run / "pki").holds(Peer("local", Role.ROBOT))
+
+
+def test_learners_have_names_of_their_own_and_publish_their_own_policy(tmp_path: Path) -> None:
+    """A learner of another's policy would act in its robots."""
+    made = make_run(tmp_path / "lab", "learners.other.kind=rlpd", "actors.second.learner=other",
+                    "robots.arm-2.actor=second")  # fmt: skip
+    links = {p.spec.name: p.config.link.name for p in made.processes() if p.spec.argv[2:3]
+             and p.spec.argv[2].endswith("learner_host")}  # fmt: skip
+    assert links == {name: name for name in ("learner-rlpd", "learner-other")}
+    for name in links:
+        assert AllowList(tmp_path / "lab" / "pki").holds(Peer(name, Role.LEARNER))
+    hub = next(p.config for p in made.processes() if p.spec.name == "hub")
+    assert hub.publishers == {"rlpd": "learner-rlpd", "other": "learner-other"}
+
+
+def test_the_name_that_all_learners_shared_counts_no_more(run: Path) -> None:
+    authority = Authority.open(run / "pki")
+    authority.issue("learner", Role.LEARNER)
+    make_run(run, *LAB)
+    allowed = AllowList(run / "pki")
+    assert not allowed.holds(Peer("learner", Role.LEARNER))
+    assert allowed.holds(Peer("learner-rlpd", Role.LEARNER))
+    noted: list[tuple[str, str]] = []
+    deeds.hand_over(run / "pki", lambda deed, who, **more: noted.append((deed, more["name"])))
+    assert noted == [("revoke", "learner")]
+    make_run(run, *LAB)
+    assert not deeds.waiting(run / "pki"), "once"
 
 
 # --- inviting ----------------------------------------------------------------------------------

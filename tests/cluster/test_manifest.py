@@ -253,6 +253,8 @@ BAD = [
      "lab.yaml:8: hosts.local: this machine is not remote. Give the other machine a name"),
     ("tasks:", "    host: hub\ntasks:",
      "lab.yaml:8: robots.arm-1.host: a name of the head's own; got 'hub'"),
+    ("tasks:", "    host: learner-rlpd\ntasks:",
+     "lab.yaml:8: robots.arm-1.host: a name of the head's own; got 'learner-rlpd'"),
     ("tasks:", "    host: a.b\nhosts: {a.b: {}}\ntasks:",
      "lab.yaml:9: hosts.a.b: not a name; got 'a.b'"),
     ("tasks:", "    host: lab-1\nhosts: {lab-1: {remote: yess}}\ntasks:",

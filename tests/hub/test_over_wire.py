@@ -20,7 +20,7 @@ from comms.weight_puller import Wanted, WeightPuller
 from comms.weights import WeightPublisher, WeightService, list_versions, roll_back
 from comms.wire_specs import spec_to_proto
 from user_system.core.clock import WallClock
-from user_system.core.errors import ConfigError, LeaseError
+from user_system.core.errors import ConfigError, LeaseError, SecurityError
 from user_system.core.schedule import ScheduleConfig
 from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec
 from user_system.hub.service import Hub, HubConfig
@@ -48,7 +48,11 @@ class Head:
         me, allow = Credentials.load(self.pki, "hub"), AllowList(self.pki)
         self.hub = Hub(
             self.directory,
-            HubConfig(run="t", schedule=ScheduleConfig(run="t", demos=1)),
+            HubConfig(
+                run="t",
+                schedule=ScheduleConfig(run="t", demos=1),
+                publishers={"p": "learner", "q": "learner-q"},
+            ),
             WallClock(),
             stop=lambda message: self.fresh.send(message),
             announce=lambda now: self.fresh.announce(now.policy, now.version, now.hash, now.age_s),
@@ -63,7 +67,10 @@ class Head:
         self.fresh.start()
         self.hub.open()
         self.server = serve(
-            [HubService(self.hub), WeightService(self.hub.weights, self.hub.roll_back)],
+            [
+                HubService(self.hub),
+                WeightService(self.hub.weights, self.hub.roll_back, self.hub.check_publisher),
+            ],
             credentials=me,
             allow=allow,
             address=f"127.0.0.1:{self.grpc_port}",
@@ -99,6 +106,7 @@ def head(tmp_path):
     authority.issue("teleop", Role.SERVICE)
     authority.issue("edge-1", Role.ROBOT)
     authority.issue("learner", Role.LEARNER)
+    authority.issue("learner-q", Role.LEARNER)
     authority.issue("kim", Role.ENGINEER)
     opened = Head(tmp_path / "hub", pki)
     yield opened
@@ -201,6 +209,27 @@ def test_a_learner_that_was_started_again_publishes_where_it_shares_the_disk(hea
         modules = {"policy": {"w": np.full(6, value, np.float32), **still}}
         with closing(head.tunnel("learner")) as tunnel:
             assert WeightPublisher(tunnel, near=near).publish("p", modules) == int(value)
+
+
+@pytest.mark.parametrize(
+    ("who", "policy", "allowed"),
+    [
+        ("learner", "q", "allowed: learner-q"),
+        ("learner-q", "p", "allowed: learner"),
+        ("learner-q", "r", "names no learner for it"),
+    ],
+)
+def test_a_learner_publishes_no_policy_but_its_own(head, who, policy, allowed):
+    weights = {"policy": {"w": np.zeros(6, np.float32)}}
+    with closing(head.tunnel(who)) as tunnel:
+        with pytest.raises(
+            SecurityError, match=rf"'{who}' may not publish .*'{policy}'.*{allowed}"
+        ):
+            WeightPublisher(tunnel).publish(policy, weights)
+        assert not head.hub.weights.versions()
+        assert WeightPublisher(tunnel).publish({"learner": "p"}.get(who, "q"), weights) == 1
+    until(lambda: "to publish" in (log := (head.directory / "audit.jsonl").read_text())
+          and f'"who": "{who}"' in log)  # fmt: skip
 
 
 def test_who_joins_late_has_the_current_version_within_a_second(head, edge):

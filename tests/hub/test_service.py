@@ -482,3 +482,12 @@ def test_a_robot_host_reports_processes_of_its_own_only(hub, name, kind, heard):
         with pytest.raises(SecurityError):
             hub.report(host, report)
     assert (name in {p.name for p in hub.status(host).processes}) == heard
+
+
+def test_a_learner_reports_itself_only(hub):
+    """How far another one is behind decides whether robots wait for it."""
+    report = hub_pb2.ProcessReport(name="learner-b", kind="learner", figures={"behind_steps": 7.0})
+    with pytest.raises(SecurityError, match=r"itself only; got learner-b; allowed: learner-a"):
+        hub.report(Peer("learner-a", Role.LEARNER), report)
+    hub.report(Peer("learner-b", Role.LEARNER), report)
+    assert [p.name for p in hub.status(VIEWER).processes] == ["learner-b"]

@@ -6,11 +6,12 @@ from typing import Literal
 
 from user_system.cluster.configs import AwayConfig, LinkConfig, PolicyHostConfig, PolicyRobot
 from user_system.cluster.configs import PluginConfig as Plugin
+from user_system.cluster.edges import POLICY
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import ActorEntry, Manifest
 from user_system.cluster.parse import dump
 
-PEER = "policy-"
+PEER = POLICY
 """How the peer names of policies at the head begin; the actor's follows."""
 
 

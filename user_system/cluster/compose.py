@@ -10,6 +10,7 @@ from pathlib import Path
 
 from user_system.cluster import away, configs, resources
 from user_system.cluster.compose_host import RobotHost
+from user_system.cluster.edges import LEARNER
 from user_system.cluster.enrol import PAGE, READER
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import ActorEntry, LearnerEntry, OperatorEntry
@@ -75,6 +76,8 @@ class Composer(Wiring):
             lifetime_s=self.manifest.security.lifetime_s,
             listen=self.manifest.tunnel.listen,
             owners=self._owners,
+            # A learner's name is also that of the policy that it learns.
+            publishers={name: f"{LEARNER}{name}" for name in self.manifest.learners},
             setups=self.run.setups,
             join_facts=self.join_facts,
         )
@@ -183,7 +186,7 @@ class Composer(Wiring):
         shards = self._shards(dict.fromkeys(r.host for r in robots.values()))
         remote = entry.replay == "remote" or shards != ("",)
         config = configs.LearnerHostConfig(
-            link=self.link("learner"),
+            link=self.link(f"{LEARNER}{name}"),
             name=name,
             run=self.manifest.name,
             plugin=plugin(entry),
@@ -212,7 +215,7 @@ class Composer(Wiring):
             shelf=self.run.weights,
         )
         return self.ours(
-            f"learner-{name}",
+            f"{LEARNER}{name}",
             "learner",
             config,
             HEAD,

@@ -84,6 +84,8 @@ class HubHostConfig:
     """Address that it listens on, at the ports of ``link``."""
     owners: Mapping[str, str] | None = None
     """Robot -> the only host that may speak for it; None: whoever comes first."""
+    publishers: Mapping[str, str] | None = None
+    """Policy -> the only learner that may publish it; None: any learner may publish any."""
     setups: Path | None = None
     """Directory with what each remote host is to run: ``<host>.json``."""
     join_facts: JoinFacts | None = None

@@ -16,6 +16,9 @@ HERE = "local"
 RESERVED = ("head", "hub", "replay", "replay-reader", "teleop", "learner", "cli")
 """Names of the head's own processes and command lines on the wire: no robot host has one."""
 
+LEARNER, POLICY = "learner-", "policy-"
+"""How the names of learners, and of actors at the head, begin on the wire; theirs follow."""
+
 SIMULATED = ("sim.", "gymnasium")
 """Kinds of robots whose clock need not be the wall's begin with one of these."""
 
@@ -109,7 +112,7 @@ def _check_hosts(root: Node, problems: Problems) -> None:
         node = _entries(robots, name).get("host", Node(HERE))
         wired.add(str(node.value))
         place = f"robots.{name}.host"
-        if node.value in RESERVED:
+        if node.value in RESERVED or str(node.value).startswith((LEARNER, POLICY)):
             problems.add(node.where, place, "a name of the head's own", got=repr(node.value))
         elif hosts and isinstance(node.value, str) and node.value not in {HERE, *hosts}:
             problems.unknown(node.where, place, "not one of the hosts", node.value, {HERE, *hosts})

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from comms.authority import Authority
 from comms.credentials import Role
-from user_system.cluster import away
+from user_system.cluster import auditing, away
+from user_system.cluster.edges import LEARNER
 from user_system.cluster.manifest import LOOPBACK, Manifest
+from user_system.core.deeds import Deed
 from user_system.teleop.auth import make_accounts
 
 CLIENT = "cli"
@@ -17,12 +19,16 @@ PAGE = "teleop"
 PERSON = "engineer"
 """Account of the person who started the run."""
 
+_SHARED = "learner"
+"""Peer name of all learners of a run together, in earlier versions."""
+
 
 def make_pki(directory: Path, manifest: Manifest) -> None:
     """Issue what is missing or about to expire; existing credentials stay as they are."""
     authority = Authority.open(directory, manifest.security.lifetime_s)
     roles = {"hub": Role.SERVICE, "replay": Role.SERVICE, PAGE: Role.SERVICE}
-    roles |= {READER: Role.SERVICE, "learner": Role.LEARNER, CLIENT: Role.ENGINEER}
+    roles |= {READER: Role.SERVICE, CLIENT: Role.ENGINEER}
+    roles |= dict.fromkeys([f"{LEARNER}{name}" for name in manifest.learners], Role.LEARNER)
     # A robot host of its own makes its keys itself, and has them signed when it joins.
     near = [host for host in manifest.edge_hosts if not manifest.is_remote(host)]
     roles |= dict.fromkeys(near, Role.ROBOT)
@@ -30,6 +36,9 @@ def make_pki(directory: Path, manifest: Manifest) -> None:
     for name, role in roles.items():
         names = manifest.page_names if name == PAGE else names_of_head(manifest)
         authority.issue(name, role, names)
+    if _SHARED in authority.issued():  # nobody uses it any more, so nobody else shall
+        auditing.note(directory, Deed.REVOKE, name=_SHARED, why="learners have names of their own")
+        authority.revoke(_SHARED)
 
 
 def names_of_head(manifest: Manifest) -> list[str]:

@@ -34,6 +34,7 @@ def main(config: HubHostConfig, life: Life) -> None:
             schedule=config.schedule,
             setups=config.setups,
             owners=config.owners,
+            publishers=config.publishers,
         ),
         WallClock(),
         stop=lambda message: fresh.send(message),
@@ -55,7 +56,7 @@ def main(config: HubHostConfig, life: Life) -> None:
     hub.also(lambda: {f"fresh_{name}": value for name, value in fresh.stats().items()})
     services: list[Any] = [
         HubService(hub),
-        WeightService(hub.weights, hub.roll_back),
+        WeightService(hub.weights, hub.roll_back, hub.check_publisher),
         EnrolmentService(enrolments),
         AuditService(hub.noted),
     ]

@@ -56,6 +56,8 @@ class HubConfig:
     """Time offline after which a robot's episode is given to others, in wall s."""
     owners: Mapping[str, str] | None = None
     """Robot -> the only host that may speak for it; None: whoever comes first."""
+    publishers: Mapping[str, str] | None = None
+    """Policy -> the only learner that may publish it; None: any learner may publish any."""
     token_floor: int = 0
     """No fencing token is below it; see ``Leases``."""
     setups: Path | None = None
@@ -71,7 +73,8 @@ class Hub:
 
         hub = Hub(directory, HubConfig(run="demo"), WallClock(), stop=fresh.send, announce=...)
         hub.open()
-        server = serve([HubService(hub), WeightService(hub.weights)], ...)
+        weights = WeightService(hub.weights, hub.roll_back, hub.check_publisher)
+        server = serve([HubService(hub), weights], ...)
 
     Args:
         directory: holds everything that must survive.
@@ -288,8 +291,12 @@ class Hub:
         """Note how a process does; tell it where the run stands.
 
         Raises:
-            SecurityError: a robot host speaks of a process that is not its own.
+            SecurityError: a robot host or learner speaks of a process that is not its own.
         """
+        if peer.role is Role.LEARNER and report.name != peer.name:
+            raise SecurityError(
+                "a learner reports itself only", got=report.name[:64], allowed=peer.name
+            )
         if peer.role is Role.ROBOT and report.name != f"{report.kind}-{peer.name}":
             allowed = f"<kind>-{peer.name}"
             raise SecurityError(
@@ -301,6 +308,22 @@ class Hub:
         if report.kind == LEARNER:
             self.book.behind_steps = report.figures.get("behind_steps", 0.0)
         return hub_pb2.ReportReply(phase=self.book.phase.value, env_steps=self.book.env_steps)
+
+    def check_publisher(self, peer: Peer, policy: str) -> None:
+        """Make sure that a policy is a learner's to publish.
+
+        Raises:
+            SecurityError: it is another's, or nobody's in this run.
+        """
+        owners = self._config.publishers
+        if owners is None or owners.get(policy) == peer.name:
+            return
+        self.refused(peer, f"to publish {policy[:64]!r}")
+        raise SecurityError(
+            f"{peer.name!r} may not publish weights of policy {policy[:64]!r}",
+            got=peer.name,
+            allowed=owners.get(policy, "nobody: the manifest names no learner for it"),
+        )
 
     def roll_back(self, peer: Peer, policy: str, version: int) -> int:
         """Make the content of an older version current again, as a new one; return that.
@@ -392,8 +415,9 @@ class Hub:
 
     def _published(self, current: Current) -> None:
         self._announce(current)
+        who = (self._config.publishers or {}).get(current.policy, LEARNER)
         self._deeds.append(
-            (Deed.WEIGHTS, "learner", {"policy": current.policy, "version": str(current.version)})
+            (Deed.WEIGHTS, who, {"policy": current.policy, "version": str(current.version)})
         )
 
     def _figures(self) -> dict[str, float]:

@@ -148,7 +148,9 @@ class Heads:
         place = self.directory
         if kind == "hub":
             rule = ScheduleConfig(run="run", task="task", demos=0)
-            return configs.HubHostConfig(link, "run", place / "hub", rule, owners=self.owners)
+            return configs.HubHostConfig(
+                link, "run", place / "hub", rule, owners=self.owners, publishers={"p": "learner"}
+            )
         if kind == "replay":
             sizes = (4 << 30, 1 << 20)
             return configs.ReplayHostConfig(link, "run", place / "replay", *sizes, {}, self.owners)
