@@ -16,6 +16,7 @@ from comms.pb import inference_pb2 as pb
 from comms.tunnel import MAX_MESSAGE
 from user_system.codec import arrays, fragments, images
 from user_system.core.errors import DamageError, SpecError
+from user_system.core.ports import MAX_VERSION
 from user_system.core.specs import Field, validate_observation
 from user_system.core.types import Array, Observation, Plan, Segment
 
@@ -163,8 +164,12 @@ def plan_from_message(message: pb.InferencePlan) -> Plan:
     """Return the plan in a message; its shapes are the receiver's to check.
 
     Raises:
-        DamageError: there is none.
+        DamageError: there is none, or it names weights of a number beyond all versions.
     """
+    if message.version > MAX_VERSION:
+        raise DamageError(
+            "a plan's weights have no number of a version", got=message.version, allowed=MAX_VERSION
+        )
     _, blocks = arrays.unpack(message.content, max_bytes=MAX_MESSAGE, max_header=MAX_HEADER)
     if "actions" not in blocks:
         raise DamageError("a plan has no actions", got=sorted(blocks))

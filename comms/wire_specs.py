@@ -8,7 +8,7 @@ from comms.pb import types_pb2, weights_pb2
 from comms.wire import MAX_DECODED, limit
 from user_system.codec import arrays
 from user_system.core.errors import SpecError
-from user_system.core.ports import Manifest, TensorEntry
+from user_system.core.ports import MAX_VERSION, Manifest, TensorEntry
 from user_system.core.specs import ActionSpec, Field, Limits, RobotSpec, StreamSpec
 
 MAX_TENSOR = 2 << 30
@@ -181,11 +181,13 @@ def manifest_from_proto(message: weights_pb2.Manifest) -> Manifest:
     """Return what a version of weights consists of, checked.
 
     Raises:
-        SpecError: a name twice, or a hash that is none.
+        SpecError: a name twice, a hash that is none, or a number beyond all versions.
         DamageError: a tensor that cannot exist.
     """
     if len(message.tensors) > MAX_TENSORS:
         raise SpecError("too many tensors", got=len(message.tensors), allowed=MAX_TENSORS)
+    if message.version > MAX_VERSION:
+        raise SpecError("no number of a version", got=message.version, allowed=MAX_VERSION)
     rows = tuple(
         TensorEntry(row.module, row.name, row.dtype, tuple(row.shape), row.hash)
         for row in message.tensors

@@ -310,6 +310,12 @@ def test_what_is_too_large_to_travel_is_said_with_what_to_do():
         coded.ask_to_bytes(coded.Asked(((0, huge),), ()), Packing())
 
 
+def test_a_plan_names_no_version_that_records_cannot_hold():
+    content = arrays.pack({}, {"actions": np.zeros((1, 2))})
+    with pytest.raises(DamageError, match="no number of a version"):
+        coded.plan_from_message(pb.InferencePlan(version=1 << 63, content=content))
+
+
 def test_a_plan_without_actions_is_damage():
     with pytest.raises(DamageError, match="no actions"):
         coded.plan_from_message(pb.InferencePlan(content=arrays.pack({}, {})))

@@ -429,6 +429,14 @@ def test_manifest_with_a_tensor_twice_is_refused() -> None:
         manifest_from_proto(message)
 
 
+@pytest.mark.parametrize("version", [1 << 53, 1 << 63, (1 << 64) - 1])
+def test_no_version_has_a_number_that_records_cannot_hold(version: int) -> None:
+    manifest_from_proto(manifest_to_proto(Manifest("p", (1 << 53) - 1, "a" * 64, (ROW,))))
+    message = manifest_to_proto(Manifest("p", version, "a" * 64, (ROW,)))
+    with pytest.raises(SpecError, match=f"no number of a version; got {version}"):
+        manifest_from_proto(message)
+
+
 def test_manifest_needs_hashes() -> None:
     with pytest.raises(SpecError):
         manifest_from_proto(weights_pb2.Manifest(policy="p"))

@@ -243,6 +243,37 @@ def test_a_host_that_comes_back_acts_with_what_it_had(client, head, wait_for):
     assert head.sent == sent + 48, "the bias is here"
 
 
+@pytest.mark.parametrize(("source", "heard"), [("old key", [10**12]), ("new key", [1])])
+def test_numbers_of_a_head_that_was_taken_over_end_with_its_keys(
+    client, head, wait_for, tmp_path, source, heard
+):
+    """Its last number may be above all that a head made anew will ever give."""
+    weight_files.keep_only(tmp_path / "w", "old key")
+    base = tmp_path / "w" / "bases" / "b"
+    base.parent.mkdir()
+    base.touch()
+    head.publish(modules(1))
+    spoil, head.spoil = head.spoil, lambda m, t, b: (replace(m, version=10**12), t, b)
+    c = client()
+    wait_for(lambda: versions(c) == [10**12], "what the taken-over head said")
+    c.close()
+    head.spoil = spoil
+    weight_files.keep_only(tmp_path / "w", source)
+    again = client()
+    wait_for(lambda: versions(again) == heard, "what its keys let it believe")
+    assert base.exists(), "frozen bases never travel"
+
+
+def test_versions_of_before_sources_were_noted_stay(client, head, wait_for, tmp_path):
+    head.publish(modules(1))
+    c = client()
+    wait_for(lambda: versions(c) == [1], "version 1")
+    c.close()
+    for _ in range(2):
+        weight_files.keep_only(tmp_path / "w", "key")
+        assert (tmp_path / "w" / "p" / "1.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["json", "bin"])
 def test_what_lies_there_damaged_is_fetched_again(client, head, wait_for, tmp_path, kind):
     head.publish(modules(1))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 
-from comms.credentials import AllowList
+from comms.credentials import AllowList, key_fingerprint, parse, read
 from comms.enrolment import EnrolmentClient
 from comms.link import Link
 from comms.near import NearTunnel
@@ -29,6 +29,11 @@ def wallet(link: LinkConfig) -> DiskWallet:
 def allow_list(link: LinkConfig) -> AllowList:
     """Return whom this process lets in."""
     return AllowList(link.pki)
+
+
+def authority_of(link: LinkConfig) -> str:
+    """Return what names the authority of a process, hex: its key's fingerprint."""
+    return key_fingerprint(parse(read(link.pki / "ca.crt")).public_key()).hex()
 
 
 def listening(listen: str, endpoint: str) -> str:

@@ -15,6 +15,7 @@ from user_system.edge.spool import Spool
 from user_system.edge.stop import StopSocket
 from user_system.edge.supervisor import ChildConfig
 from user_system.edge.uplink import Uplink
+from user_system.edge.weight_files import keep_only
 from user_system.replay.queue import Queue
 
 RESERVE_BYTES = 64 * 2**20
@@ -33,6 +34,7 @@ def main(config: EdgeHostConfig, life: Life, spool_type: type[Spool] = Spool) ->
         robots=tuple(_robot(entry) for entry in config.robots),
         children=tuple(_child(entry) for entry in config.children),
     )
+    keep_only(place / "weights", dial.authority_of(config.link))
     quota = config.spool_bytes + RESERVE_BYTES
     # Epochs by the calendar, so that a spool that replaces a lost one does not repeat its own.
     queue = Queue(records / QUEUE, max_bytes=quota, first_epoch=int(time.time()))

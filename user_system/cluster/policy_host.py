@@ -21,6 +21,7 @@ from user_system.edge.messages import WeightsReady
 from user_system.edge.mind import Mind
 from user_system.edge.served import PolicyDesk
 from user_system.edge.weight_client import Puller, WeightClient
+from user_system.edge.weight_files import keep_only
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Policies:
 def main(config: PolicyHostConfig, life: Life) -> None:
     """Serve plans until told to stop."""
     wallet, allow = dial.wallet(config.link), dial.allow_list(config.link)
+    keep_only(config.directory, dial.authority_of(config.link))
     with dial.tunnel(config.link) as way:
         policies = Policies(config, lambda: WeightPuller(way))
         hosts = {robot.name: robot.host for robot in config.robots}

@@ -110,6 +110,10 @@ class Outbox(Protocol):
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
+MAX_VERSION = (1 << 53) - 1
+"""Greatest number of a version: recorded steps hold it in a signed integer, figures as floats."""
+
+
 class TensorEntry(NamedTuple):
     """One tensor of a version of weights, by the hash of its content."""
 

@@ -30,7 +30,16 @@ from user_system.core.errors import (
 from user_system.core.ports import Manifest, TensorEntry, Travel
 from user_system.core.supervise import Backoff
 from user_system.edge.messages import WeightsReady
-from user_system.edge.weight_files import MAX_BYTES, Folder, Laid, Partial, finite, map_file, verify
+from user_system.edge.weight_files import (
+    BASES,
+    MAX_BYTES,
+    Folder,
+    Laid,
+    Partial,
+    finite,
+    map_file,
+    verify,
+)
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +161,7 @@ class Follower:
         pack: bool,
     ):
         self._policy, self._puller, self._on_ready = policy, puller, on_ready
-        self._bases = directory / "bases"
+        self._bases = directory / BASES
         self._folder = Folder(directory / policy)
         self._partial = Partial(directory / policy / "coming.body")
         self._keep, self._near, self._pack = keep, near, pack

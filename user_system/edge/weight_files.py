@@ -29,6 +29,9 @@ from user_system.core.types import Array, Weights
 
 log = logging.getLogger(__name__)
 
+BASES = "bases"
+"""Directory beside those of the policies: frozen bases, by their hashes."""
+
 MAX_BYTES = 4 << 30
 """Bytes of a version, at most: as many as the store takes."""
 
@@ -75,6 +78,30 @@ def verify(entry: TensorEntry, data: Buffer) -> None:
 def finite(dtype: str, data: Buffer) -> bool:
     """Return whether all numbers of a tensor are."""
     return not dtype.startswith("float") or bool(np.isfinite(np.frombuffer(data, dtype)).all())
+
+
+def keep_only(directory: Path, source: str) -> None:
+    """Forget the versions in a directory that somebody else than ``source`` gave numbers to.
+
+    Numbers only rise, so that of a head that was taken over could be above all that come after it.
+    A head that was made anew, with keys of its own, begins anew.
+
+    Args:
+        directory: with one of each policy.
+        source: who gives numbers now; where nobody is noted, it was it.
+    """
+    note = directory / ".source"
+    known = note.read_text() if note.exists() else source
+    if known != source:
+        log.warning("weights of another head are forgotten: its numbers say nothing here")
+        for path in directory.iterdir():
+            if path.is_dir() and path.name != BASES:
+                shutil.rmtree(path)
+    if known != source or not note.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(".part")
+        part.write_text(source)
+        part.replace(note)
 
 
 class Folder:
