@@ -231,6 +231,22 @@ def test_what_is_no_longer_named_ends(life) -> None:
     assert life.supervisor.deeds[2:] == ["finish edge-lab-1", "end world-arm", "start edge-lab-1"]
 
 
+def test_what_its_owner_permits_is_run(life) -> None:
+    plain = json.loads(document())
+    plain["processes"].append({"name": "driver-arm", "kind": "driver"})
+    plain["configs"]["driver-arm"] = {
+        "robot": "arm", "socket": "sock/d-arm", "memory": "edge/m",
+        "plugin": {"kind": "acme.arm", "config": {"port": "/dev/ttyUSB0"}},
+    }  # fmt: skip
+    life.watch.documents = [json.dumps(plain).encode()]
+    with pytest.raises(ConfigError, match=r"'acme.arm' of driver-arm .*/dev/ttyUSB0.*'permitted'"):
+        life.live(nothing)
+    (life.home.root / "permitted").write_text("/dev/ttyUSB0\n")
+    life.watch.documents = [json.dumps(plain).encode()]
+    life.live(nothing)
+    assert "start driver-arm" in life.supervisor.deeds
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import user_system
-from user_system.cluster import configs, setup, up
+from user_system.cluster import configs, permits, setup, up
 from user_system.cluster.compose import Composer
 from user_system.cluster.layout import RunDir
 from user_system.cluster.manifest import load_manifest
@@ -169,6 +169,74 @@ BAD = {
     "no config": (lambda p: p["configs"].pop("edge-lab-2"), "missing"),
     "an unknown field": (lambda p: edge(p).update(more=1), "unknown key"),
 }  # fmt: skip
+
+
+def with_settings(tmp_path: Path, **settings: object) -> bytes:
+    """Return a setup in which those of the driver say something else."""
+
+    def change(plain: dict) -> None:
+        (driver,) = [name for name in plain["configs"] if name.startswith("driver")]
+        plain["configs"][driver]["plugin"]["config"].update(settings)
+
+    return tampered(tmp_path, change)
+
+
+REACHING = [
+    "/etc/passwd", "../pki/lab-2.pem", "pki/lab-2.pem", "..", "~/.ssh/id_rsa", "$HOME", ".netrc",
+    "C:\\x", "file:///etc/passwd", "https://evil.example/w.pt", "a\0b",
+    "os:system", "package.module:Env-v0", "antigravity:Id",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REACHING)
+@pytest.mark.parametrize("within", [lambda t: t, lambda t: [[1], {"a": [t]}], lambda t: {t: 1}])
+def test_settings_of_plugins_name_nothing_of_the_host(tmp_path, text, within) -> None:
+    """What a plugin makes of them is not ours to know: it may import what it is told to."""
+    document = with_settings(tmp_path, more=within(text))
+    with pytest.raises(ConfigError, match=r"'sim.franka' of driver-arm-2 name a file.*'permitted'"):
+        setup.place(setup.decode(document), here(tmp_path))
+    setup.place(setup.decode(document), here(tmp_path), {text})
+    with pytest.raises(ConfigError):
+        setup.place(setup.decode(document), here(tmp_path), {text + "x"})
+
+
+@pytest.mark.parametrize("kind", ["task", "learner", "robot"])
+def test_nor_do_those_of_any_other_plugin(tmp_path, kind) -> None:
+    def change(plain: dict) -> None:
+        (worker,) = [c for name, c in plain["configs"].items() if name.startswith("worker")]
+        seat = worker["seats"][0]
+        told = {"task": seat["task"], "learner": worker["learner"], "robot": seat["plugin"]}[kind]
+        told["config"] = {"more": "/etc/passwd"}
+
+    with pytest.raises(ConfigError, match=r"of worker-lab-2-pick name a file"):
+        setup.place(setup.decode(tampered(tmp_path, change)), here(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["cartesian", "192.168.1.5:8080", "head.lab:7003", "a.b-c_d", "x, y", "", "Pendulum-v1"]
+)
+def test_settings_of_plugins_name_everything_else(tmp_path, text) -> None:
+    setup.place(setup.decode(with_settings(tmp_path, more=text)), here(tmp_path))
+
+
+def test_what_the_owner_of_a_host_permits(tmp_path) -> None:
+    assert permits.read(tmp_path) == frozenset()
+    lines = "# the gripper\n/dev/ttyUSB0\n\n  pkg.mod:Env-v0  \n#/etc/passwd\n"
+    (tmp_path / "permitted").write_text(lines)
+    assert permits.read(tmp_path) == {"/dev/ttyUSB0", "pkg.mod:Env-v0"}
+    (tmp_path / "permitted").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        permits.read(tmp_path)
+
+
+@pytest.mark.parametrize("levels", [65, 500, 5000])
+@pytest.mark.parametrize("ends", ["[]", ('{"a":', "}")])
+def test_a_setup_is_not_nested_without_end(tmp_path, levels, ends) -> None:
+    """A robot host that reads one would end, with all that runs there."""
+    nested = ends[0] * levels + "1" + ends[1] * levels
+    text = with_settings(tmp_path, more="@@").decode().replace('"@@"', nested)
+    with pytest.raises(ConfigError, match=r"nested too deeply|not JSON"):
+        setup.decode(text.encode())
 
 
 @pytest.mark.parametrize("what", BAD)

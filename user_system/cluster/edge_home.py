@@ -5,6 +5,7 @@
     edge.json          who it is and how it reaches the head, written by `user-system edge join`
     pki/               its keys, made here, and its certificate
     setup.json         what it last ran, so that it starts without the head
+    permitted          files, modules and addresses that its head's settings may name, by its owner
     config/ logs/ …    as in a run's directory, see ``layout``
     edge/<name>/       the spool, tokens and weights
 """

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from user_system.cluster import census, layout, runs, setup, systemd
+from user_system.cluster import census, layout, permits, runs, setup, systemd
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
 from user_system.cluster.interrupt import Interrupt
 from user_system.cluster.launch import Supervisor
@@ -174,7 +174,8 @@ class Resident:
         return document
 
     def _placed(self, document: bytes) -> Placed:
-        return setup.place(self._checked(setup.decode(document)), self._place)
+        found = self._checked(setup.decode(document))
+        return setup.place(found, self._place, permits.read(self._home.root))
 
     def _checked(self, found: HostSetup) -> HostSetup:
         if found.host != self._file.name:

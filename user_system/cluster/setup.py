@@ -3,20 +3,20 @@
 The head composes for such a host what ``up`` would have started there, and says it in names and
 values: kinds of processes, their configs, paths relative to the directory of the robot host. The
 host makes command lines and absolute paths of it itself, so that a document can neither name a
-program nor a file outside that directory.
+program nor a file outside that directory; nor do the settings of plugins in it (``permits``).
 """
 
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import user_system
-from user_system.cluster import configs
+from user_system.cluster import configs, permits
 from user_system.cluster.launch import ProcessSpec
 from user_system.cluster.layout import RunDir
 from user_system.cluster.parse import dump, load
@@ -141,6 +141,7 @@ def decode(document: bytes) -> HostSetup:
         plain = json.loads(document)
     except (ValueError, RecursionError) as error:
         raise ConfigError("setup is not JSON", got=error) from error
+    permits.check_depth(plain)
     if not isinstance(plain, dict):
         raise ConfigError("setup is no object", got=type(plain).__name__)
     # Before anything else is looked at: another version may well have other fields.
@@ -151,8 +152,13 @@ def decode(document: bytes) -> HostSetup:
     return load(HostSetup, plain, "setup")
 
 
-def place(setup: HostSetup, run: RunDir) -> Placed:
+def place(setup: HostSetup, run: RunDir, permitted: Collection[str] = ()) -> Placed:
     """Return what a setup means in a directory.
+
+    Args:
+        setup: of a head.
+        run: the directory.
+        permitted: what of this host settings may name.
 
     Raises:
         ConfigError: it asks for what no setup may: a program, or a file outside the directory.
@@ -172,6 +178,7 @@ def place(setup: HostSetup, run: RunDir) -> Placed:
         if isinstance(config, configs.EdgeHostConfig):
             config = _with_modules(config, setup)
             robots += [robot.name for robot in config.robots]
+        _check_settings(config, process.name, permitted)
         path = run.config / f"{process.name}.json"
         written[path] = json.dumps(dump(_absolute(config, run)), indent=1)
         top = process.parent or process.name
@@ -249,6 +256,22 @@ def _absolute(value: _T, run: RunDir) -> _T:
     if isinstance(value, tuple):
         return cast(_T, tuple(_absolute(item, run) for item in value))
     return value
+
+
+def _check_settings(value: Any, whose: str, permitted: Collection[str]) -> None:
+    """Check the settings of all plugins within a config.
+
+    Raises:
+        ConfigError: they name something of this host.
+    """
+    if isinstance(value, configs.PluginConfig):
+        permits.check(value.config, f"{value.kind!r} of {whose}", permitted)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for one in fields(value):
+            _check_settings(getattr(value, one.name), whose, permitted)
+    elif isinstance(value, tuple):
+        for item in value:
+            _check_settings(item, whose, permitted)
 
 
 def _check_part(field: str, value: object) -> None:
