@@ -1,6 +1,7 @@
-"""Frames that nobody should send, through every door of the head: it stays there, and stays small.
+"""Frames that nobody should send, through every door: all that listen stay there, and stay small.
 
-Real processes. While they are thrown at, those who work are answered as before.
+Real processes, of the head and of a site with a shard of its own; the page over TLS. While they are
+thrown at, those who work are answered as before.
 """
 
 import random
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kit.heads import Heads
+from kit.heads import Whole
 from kit.honest import Honest
 from kit.tally import Tally
-from kit.throwers import SHARES, THROWERS, Thrower
+from kit.throwers import SHARES, THROWERS, Calls, Thrower
 
 if TYPE_CHECKING:
     from conftest import Size
@@ -48,7 +49,7 @@ def test_whatever_is_thrown_at_the_head(
     tmp_path: Path, rng: random.Random, size: "Size", tally: Tally
 ) -> None:
     frames = size.frames
-    with Heads(tmp_path) as heads, Honest(heads) as honest:
+    with Whole(tmp_path) as heads, Honest(heads) as honest:
         throwers = {n: make(heads, random.Random(rng.random())) for n, make in THROWERS.items()}
         time.sleep(3.0)
         before_slowest = dict(honest.slowest)
@@ -66,28 +67,32 @@ def test_whatever_is_thrown_at_the_head(
             thrower.close()
         assert not honest.failed, honest.failed
         slowest, answered = dict(honest.slowest), dict(honest.answered)
+        worst, noise = dict(honest.worst), honest.noise.worst()
         logs = {kind: heads.log(kind).stat().st_size / 1e6 for kind in heads.KINDS}
     growth = {kind: round(after[kind] - before[kind], 1) for kind in before}
     thrown = {name: thrower.thrown for name, thrower in throwers.items()}
     said = {name: dict(thrower.answers.most_common(6)) for name, thrower in throwers.items()}
     print(f"{thrown} in {took:.0f} s; grew by {growth} MB; logs {logs}; answered {answered}")
-    print(getattr(throwers["gRPC"], "away", ""))
+    calls = throwers["gRPC"]
+    assert isinstance(calls, Calls)
+    print(calls.away, calls.replies)
     print(f"slowest answers {slowest}, before {before_slowest}; {said}")
+    print(f"without what a bare timer was late by meanwhile {worst}; it at most {noise:.2f} s")
     tally.add(
         "frames that nobody should send",
         f"{sum(thrown.values()):,} through {len(thrown)} doors",
         growth_mb=max(growth.values()),
         slowest_answer_s=round(max(slowest.values()), 2),
+        of_that_not_noise_s=round(max(worst.values()), 2),
         without_them_s=round(max(before_slowest.values()), 2),
     )
+    assert calls.replies.keys() == {"hub", "replay", "reader", "policy", "shard"}, "all are reached"
     assert max(growth.values()) <= GROWTH_MB
     assert max(logs.values()) <= LOG_MB
-    # A machine that is busy with others is as slow without anybody throwing.
-    patience = max(HANG_S, 3 * max(before_slowest.values()))
-    assert max(slowest.values()) <= patience, (slowest, before_slowest)
+    assert max(worst.values()) <= HANG_S, (worst, slowest, noise)
     assert min(answered.values()) > 10
 
 
-def _ends(heads: Heads) -> str:
+def _ends(heads: Whole) -> str:
     dead = [kind for kind, lives in heads.alive().items() if not lives]
     return "\n".join(f"{kind}: {heads.log(kind).read_text()[-3000:]}" for kind in dead)

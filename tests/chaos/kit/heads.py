@@ -4,10 +4,12 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,13 +35,18 @@ PEERS = {
     "teleop": Role.SERVICE,
     "host-1": Role.ROBOT,
     "host-2": Role.ROBOT,
+    "host-9": Role.ROBOT,
     "learner": Role.LEARNER,
     "kim": Role.ENGINEER,
     "ada": Role.OPERATOR,
     "eve": Role.VIEWER,
     "rogue": Role.SERVICE,
+    "policy-pick": Role.SERVICE,
 }
 """Who is enrolled: one of each role that means no good, and those who work."""
+
+ACTOR = "pick"
+"""Whose policy acts at the head."""
 
 OWNERS = {"arm-1": "host-1", "arm-2": "host-2"}
 PEOPLE = {"vic": "viewer", "ann": "operator", "eng": "engineer", "joe": "operator"}
@@ -53,7 +60,9 @@ class Heads:
         directory: of everything they have.
     """
 
-    KINDS = ("hub", "replay", "reader", "teleop")
+    KINDS: tuple[str, ...] = ("hub", "replay", "reader", "teleop")
+    SECURE = False
+    """Whether the page is served over TLS, as it is off loopback."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -91,7 +100,11 @@ class Heads:
     @property
     def url(self) -> str:
         """Of the page."""
-        return f"http://127.0.0.1:{self.ports['page']}"
+        return f"{'https' if self.SECURE else 'http'}://127.0.0.1:{self.ports['page']}"
+
+    def trust(self) -> ssl.SSLContext | bool:
+        """How a browser is brought to believe the page."""
+        return ssl.create_default_context(cafile=str(self.pki / "ca.crt")) if self.SECURE else True
 
     def address(self, name: str) -> str:
         """Of a listener: hub, replay, fresh, reader, page."""
@@ -100,7 +113,8 @@ class Heads:
     def endpoints(self) -> Endpoints:
         """Of the services."""
         names = ("hub", "replay", "fresh", "reader")
-        return Endpoints(**{name: self.address(name) for name in names})
+        policies = {ACTOR: self.address("policy")}
+        return Endpoints(**{name: self.address(name) for name in names}, policies=policies)
 
     def credentials(self, name: str) -> Credentials:
         """Of a peer."""
@@ -130,7 +144,7 @@ class Heads:
 
     def _choose_ports(self) -> None:
         with ExitStack() as held:
-            for name in ("hub", "replay", "fresh", "reader", "page"):
+            for name in ("hub", "replay", "fresh", "reader", "page", "policy"):
                 probe = held.enter_context(socket.socket())
                 probe.bind(("127.0.0.1", 0))
                 self.ports[name] = probe.getsockname()[1]
@@ -157,7 +171,7 @@ class Heads:
         if kind == "reader":
             return configs.ReaderHostConfig(link, place / "replay")
         return configs.TeleopHostConfig(
-            link, "run", "127.0.0.1", self.ports["page"], place / "people.json"
+            link, "run", "127.0.0.1", self.ports["page"], place / "people.json", tls=self.SECURE
         )
 
     def _start(self, kind: str) -> None:
@@ -166,6 +180,43 @@ class Heads:
         argv = [sys.executable, "-m", f"user_system.cluster.{kind}_host", str(path)]
         env = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.processes[kind] = self._started.start(kind, argv, env=env)
+
+
+class Whole(Heads):
+    """All that listens at a head or on a robot host: a policy host and a site's shard as well."""
+
+    KINDS = ("hub", "replay", "reader", "teleop", "policy", "shard", "offer")
+    SECURE = True
+
+    @property
+    def shard(self) -> configs.ShardConfig:
+        """The shard of host-1, as its agent finds it."""
+        return configs.ShardConfig("host-1", self.directory / "s", self.directory / "near")
+
+    def shard_credentials(self) -> Credentials:
+        """Of the agent of host-1, towards its shard."""
+        return Credentials.load(self.shard.pki, self.shard.host)
+
+    def _config(self, kind: str) -> Any:
+        place, names = self.directory, {"policy": f"policy-{ACTOR}"}
+        link = replace(super()._config("hub").link, name=names.get(kind, "host-1"))
+        if kind == "policy":
+            arm = configs.PluginConfig("sim.franka")
+            robots = [configs.PolicyRobot(name, host, arm) for name, host in self.owners.items()]
+            return configs.PolicyHostConfig(
+                replace(link, policies={ACTOR: self.address("policy")}),
+                actor=ACTOR,
+                policy="p",
+                learner=configs.PluginConfig("rlpd"),
+                robots=tuple(robots),
+                directory=place / "policy",
+                hang_s=60.0,
+            )
+        if kind == "shard":
+            return configs.ShardHostConfig(link, self.shard, place / "site", 4 << 30, 1 << 20, {})
+        if kind == "offer":
+            return configs.OfferHostConfig(link, place / "site")
+        return super()._config(kind)
 
 
 def _parcel(producer: int, epoch: int, sequence: int) -> Parcel:

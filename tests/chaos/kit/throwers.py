@@ -9,7 +9,7 @@ import ssl
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,19 +17,17 @@ import httpx
 import zmq
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from kit import made, mutate
-from kit.heads import Heads
-from kit.honest import hello
+from kit import mutate, seeds
+from kit.heads import Whole
 from kit.methods import METHODS
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from comms import data_wire, wire
+from comms import data_wire, near
 from comms.credentials import Role
 from comms.mailbox import KINDS
-from comms.pb import data_pb2, experience_pb2, fresh_pb2, hub_pb2, weights_pb2
+from comms.pb import fresh_pb2
 from comms.security import RULES, channel_credentials
-from user_system.core.interfaces import Draw
 from user_system.teleop.access import COOKIE, MESSAGES
 from user_system.teleop.access import RULES as ROUTES
 
@@ -42,14 +40,26 @@ EVIL = {
     Role.SERVICE: "rogue",
 }
 SERVED = {
-    "Data": "reader",
-    "Experience": "replay",
+    "Data": ("reader",),
+    "Experience": ("replay", "shard"),
+    "Shards": ("reader",),
+    "Inference": ("policy",),
 }
-"""Service -> listener, where that is not the hub."""
+"""Service -> listeners, where that is not the hub."""
+
+LEAVER = "host-9"
+"""Who leaves: whoever does so says nothing more."""
+
+AGENT = "agent of host-1"
+"""Who speaks to the shard of host-1: the only one whom it knows."""
 
 CALL_S = 20.0
 ASK_S = 1.0
 """Deadline of a call: a robot that is not there would be waited for."""
+
+
+LISTENERS = ("hub", "replay", "reader", "fresh", "page", "policy", "shard")
+_PEERS = ("eve", "host-2")
 
 
 class Thrower:
@@ -60,7 +70,7 @@ class Thrower:
         rng: decides everything.
     """
 
-    def __init__(self, heads: Heads, rng: random.Random):
+    def __init__(self, heads: Whole, rng: random.Random):
         self.heads, self.rng = heads, rng
         self.thrown = 0
         self.answers: Counter[str] = Counter()
@@ -82,28 +92,40 @@ class Thrower:
 class Calls(Thrower):
     """gRPC: every method, raw bytes, as a caller of a role that may call it."""
 
-    def __init__(self, heads: Heads, rng: random.Random):
+    def __init__(self, heads: Whole, rng: random.Random):
         super().__init__(heads, rng)
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
-        self._seeds = dict(_seeds())
+        self._credentials = {name: heads.credentials(name) for name in (*EVIL.values(), LEAVER)}
+        self._seeds = dict(seeds.seeds())
+        self._near = seeds.experience("host-1", "arm-1")
         self.away: Counter[str] = Counter()
+        self.replies: Counter[str] = Counter()
+        """Messages that came back, by listener."""
 
     def once(self) -> None:
         path = self.rng.choice(sorted(METHODS))
         # One call in twenty by somebody who may not.
         roles = sorted(RULES[path]) if self.rng.random() < 0.95 else list(Role)
         method, peer = METHODS[path], EVIL[self.rng.choice(roles)]
+        listener = self.rng.choice(SERVED.get(path.split("/")[1].rpartition(".")[2], ("hub",)))
+        order = self._seeds.get(path, [GetMessageClass(method.input_type)()])
+        if path.endswith("/Leave") and peer == EVIL[Role.ROBOT]:
+            peer = LEAVER
+        if listener == "shard":
+            peer, order = AGENT, self._near if method.client_streaming else order
         many = self.rng.randint(1, 12) if method.client_streaming else 1
-        said = [self._frame(path) for _ in range(many)]
+        said = [self._frame(path, self.rng.choice(order)) for _ in range(many)]
         if method.client_streaming and path in self._seeds and self.rng.random() < 0.8:
-            said[0] = self._seeds[path][0].SerializeToString()  # or nothing behind it is reached
+            said[0] = order[0].SerializeToString()  # or nothing behind it is reached
+        if method.client_streaming and self.rng.random() < 0.1:
+            # All that is in order, and one frame among it: what belongs together is reached.
+            said = [one.SerializeToString() for one in order]
+            said.insert(self.rng.randint(1, len(said)), self._frame(path, self.rng.choice(order)))
         self.thrown += len(said)
-        self.answers[self._call(peer, path, said)] += 1
+        self.answers[self._call(peer, listener, path, said)] += 1
 
-    def _frame(self, path: str) -> bytes:
+    def _frame(self, path: str, seed: Message) -> bytes:
         kind = GetMessageClass(METHODS[path].input_type)
-        seeds = self._seeds.get(path, [kind()])
-        seed = self.rng.choice(seeds)
         die = self.rng.random()
         if die < 0.35:
             return mutate.hostile(kind, self.rng).SerializeToString()
@@ -111,13 +133,17 @@ class Calls(Thrower):
             return mutate.spoil(seed, self.rng).SerializeToString()
         return mutate.mangle(seed.SerializeToString(), self.rng)
 
-    def _call(self, peer: str, path: str, said: list[bytes]) -> str:
+    def _call(self, peer: str, listener: str, path: str, said: list[bytes]) -> str:
         method = METHODS[path]
-        channel = self._channel(peer, SERVED.get(path.split("/")[1].rpartition(".")[2], "hub"))
+        channel = self._channel(peer, listener)
+        shard = self.rng.choice((None, "host-1", "host-2", "x" * 500)) if "Data" in path else None
         # Every method is called as if both ends had many messages: the wire is the same.
-        call = channel.stream_stream(path, _raw, _raw)(iter(said), timeout=ASK_S)
+        call = channel.stream_stream(path, _raw, _raw)(
+            iter(said), timeout=ASK_S, metadata=((data_wire.SHARD, shard),) if shard else ()
+        )
         try:
             for number, _ in enumerate(call):
+                self.replies[listener] += 1
                 if number > 20 or (method.server_streaming and number > 2):
                     call.cancel()
             return "OK"
@@ -128,13 +154,17 @@ class Calls(Thrower):
 
     def _channel(self, peer: str, listener: str) -> grpc.Channel:
         if (peer, listener) not in self._channels:
+            options: list[tuple[str, Any]] = [
+                ("grpc.max_send_message_length", -1),
+                ("grpc.use_local_subchannel_pool", 1),
+            ]
+            if listener == "shard":
+                where, who = near.address(self.heads.shard.socket), self.heads.shard_credentials()
+                options += [("grpc.ssl_target_name_override", "localhost")]
+            else:
+                where, who = self.heads.address(listener), self._credentials[peer]
             self._channels[peer, listener] = grpc.secure_channel(
-                self.heads.address(listener),
-                channel_credentials(self.heads.credentials(peer)),
-                options=[
-                    ("grpc.max_send_message_length", -1),
-                    ("grpc.use_local_subchannel_pool", 1),
-                ],
+                where, channel_credentials(who), options=options
             )
         return self._channels[peer, listener]
 
@@ -147,85 +177,10 @@ def _raw(data: bytes) -> bytes:
     return data
 
 
-def _seeds() -> Iterator[tuple[str, list[Message]]]:
-    """Yield (method, requests that are in order): what is behind a first check is reached too."""
-    yield (
-        "/user_system.v1.Hub/Attach",
-        [
-            hub_pb2.HostEvent(hello=hello("host-2", "arm-2")),
-            hub_pb2.HostEvent(want=hub_pb2.WantEpisode(robot="arm-2")),
-            hub_pb2.HostEvent(episode=hub_pb2.EpisodeReport(robot="arm-2", episode="e", steps=3)),
-            hub_pb2.HostEvent(answer=hub_pb2.Answer(id="i", robot="arm-2", ok=True, mode="auto")),
-        ],
-    )
-    source = experience_pb2.Source(producer="arm-2", epoch=1, boot="boot-1")
-    fragments = [wire.fragment_to_proto(made.fragment("arm-2", 1, k)) for k in range(5)]
-    yield (
-        "/user_system.v1.Experience/Stream",
-        [
-            experience_pb2.HostMessage(hello=experience_pb2.Hello(host="host-2", sources=[source])),
-            *(
-                experience_pb2.HostMessage(fragments=experience_pb2.Fragments(fragments=[one]))
-                for one in fragments
-            ),
-            experience_pb2.HostMessage(
-                lost=experience_pb2.Lost(source=source, sequence=1, reason="r")
-            ),
-        ],
-    )
-    yield (
-        "/user_system.v1.Experience/Label",
-        [
-            experience_pb2.LabelRequest(
-                episode="arm-1.1.0", name="success", version="v", success=True
-            )
-        ],
-    )
-    opening = data_wire.encode_opening(data_wire.Opening(), None)
-    draw = data_wire.encode_draw(Draw(n=4))
-    yield (
-        "/user_system.v1.Data/Attach",
-        [
-            data_pb2.DataRequest(open=data_pb2.DataOpen(session="0" * 32, content=opening)),
-            data_pb2.DataRequest(ask=data_pb2.DataAsk(kind=1, number=1, content=draw)),  # type: ignore[arg-type]
-            data_pb2.DataRequest(
-                ask=data_pb2.DataAsk(kind=3, content=data_wire.encode_view("all"))
-            ),  # type: ignore[arg-type]
-            data_pb2.DataRequest(close=data_pb2.DataClose()),
-        ],
-    )
-    entry = weights_pb2.TensorEntry(
-        module="m", name="w", dtype="float32", shape=[2, 2], hash="0" * 64
-    )
-    manifest = weights_pb2.Manifest(policy="p", hash="1" * 64, tensors=[entry])
-    opens = weights_pb2.Opening(manifest=manifest, sending=["0" * 64])
-    yield (
-        "/user_system.v1.WeightStore/Publish",
-        [
-            weights_pb2.PublishPart(opening=opens),
-            weights_pb2.PublishPart(data=bytes(16)),
-        ],
-    )
-    wants = weights_pb2.Want(policy="p", asks=[1 << 16])
-    yield (
-        "/user_system.v1.WeightStore/Pull",
-        [
-            weights_pb2.PullRequest(want=wants),
-            weights_pb2.PullRequest(ask=weights_pb2.Ask(size=1 << 16)),
-        ],
-    )
-    claim = hub_pb2.ClaimRequest(robot="arm-1", operator="ada", realtime=True)
-    yield "/user_system.v1.Hub/Claim", [claim]
-    ask = hub_pb2.Request(id="i", robot="arm-2", event="estop", operator="ada", token=1)
-    yield "/user_system.v1.Hub/Ask", [ask]
-    report = hub_pb2.ProcessReport(name="learner", kind="learner", figures={"updates": 1.0})
-    yield "/user_system.v1.Hub/Report", [report]
-
-
 class Lane(Thrower):
     """The fresh lane with keys that are enrolled: messages of all kinds and none."""
 
-    def __init__(self, heads: Heads, rng: random.Random):
+    def __init__(self, heads: Whole, rng: random.Random):
         super().__init__(heads, rng)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
@@ -278,9 +233,11 @@ class Lane(Thrower):
 class Wires(Thrower):
     """TCP: bytes at every port, before, in and after a handshake."""
 
-    def __init__(self, heads: Heads, rng: random.Random):
+    def __init__(self, heads: Whole, rng: random.Random):
         super().__init__(heads, rng)
         self._tls = {name: self._context(name) for name in ("host-2", "eve")}
+        trust = heads.trust()
+        self._browser = trust if isinstance(trust, ssl.SSLContext) else None
         self._held: list[socket.socket] = []
 
     def _context(self, name: str) -> ssl.SSLContext:
@@ -291,20 +248,29 @@ class Wires(Thrower):
         return context
 
     def once(self) -> None:
-        listener = self.rng.choice(("hub", "replay", "reader", "fresh", "page"))
+        listener = self.rng.choice(LISTENERS)
         try:
-            with socket.create_connection(("127.0.0.1", self.heads.ports[listener]), CALL_S) as raw:
+            with self._connect(listener) as raw:
                 raw.settimeout(0.3)
-                if listener in ("hub", "replay", "reader") and self.rng.random() < 0.5:
-                    tls = self._tls[self.rng.choice(sorted(self._tls))]
-                    raw.settimeout(CALL_S)
-                    with tls.wrap_socket(raw, server_hostname="localhost") as secure:
-                        secure.settimeout(0.3)
-                        self._say(secure, self._http2())
-                else:
+                tls = self._browser if listener == "page" else self._tls[self.rng.choice(_PEERS)]
+                if listener in ("fresh", "shard") or tls is None or self.rng.random() < 0.5:
                     self._say(raw, self._greeting(listener))
+                    return
+                raw.settimeout(CALL_S)
+                with tls.wrap_socket(raw, server_hostname="localhost") as secure:
+                    secure.settimeout(0.3)
+                    http = self._greeting(listener) if listener == "page" else self._http2()
+                    self._say(secure, http)
         except (OSError, ssl.SSLError) as error:
             self.answers[type(error).__name__] += 1
+
+    def _connect(self, listener: str) -> socket.socket:
+        if listener == "shard":
+            end = socket.socket(socket.AF_UNIX)
+            end.settimeout(CALL_S)
+            end.connect(str(self.heads.shard.socket))
+            return end
+        return socket.create_connection(("127.0.0.1", self.heads.ports[listener]), CALL_S)
 
     def _say(self, end: socket.socket, frames: list[bytes]) -> None:
         for frame in frames:
@@ -380,13 +346,16 @@ class Wires(Thrower):
 class Requests(Thrower):
     """HTTP: every route, bodies that are none, with and without a login."""
 
-    def __init__(self, heads: Heads, rng: random.Random):
+    def __init__(self, heads: Whole, rng: random.Random):
         super().__init__(heads, rng)
         self._clients = {name: self._client(name) for name in ("", "vic", "ann", "eng")}
 
     def _client(self, name: str) -> httpx.Client:
         client = httpx.Client(
-            base_url=self.heads.url, headers={"origin": self.heads.url}, timeout=CALL_S
+            base_url=self.heads.url,
+            headers={"origin": self.heads.url},
+            timeout=CALL_S,
+            verify=self.heads.trust(),
         )
         if name:
             body = {"operator": name, "token": self.heads.secrets[name]}
@@ -442,12 +411,18 @@ class Requests(Thrower):
 class Tabs(Thrower):
     """Websockets of people who are logged in."""
 
+    def __init__(self, heads: Whole, rng: random.Random):
+        super().__init__(heads, rng)
+        self._trust = heads.trust()
+
     def once(self) -> None:
         asyncio.run(self._once(self.rng.choice(("vic", "ann", "eng"))))
 
     async def _once(self, name: str) -> None:
-        headers = {"origin": self.heads.url}
-        async with httpx.AsyncClient(base_url=self.heads.url, headers=headers) as http:
+        headers, trust = {"origin": self.heads.url}, self._trust
+        async with httpx.AsyncClient(
+            base_url=self.heads.url, headers=headers, verify=trust, timeout=CALL_S
+        ) as http:
             body = {"operator": name, "token": self.heads.secrets[name]}
             await http.post("/api/login", json=body)
             ticket = (await http.post("/api/ticket", json={})).json()["ticket"]
@@ -456,7 +431,7 @@ class Tabs(Thrower):
         try:
             async with connect(
                 url, origin=self.heads.url, additional_headers={"cookie": cookie},  # type: ignore[arg-type]
-                proxy=None, close_timeout=1,
+                proxy=None, close_timeout=1, ssl=trust if trust is not True else None,  # type: ignore[arg-type]
             ) as live:  # fmt: skip
                 for _ in range(self.rng.choice((5, 50, 400))):
                     self.thrown += 1
@@ -484,7 +459,7 @@ class Tabs(Thrower):
         return spoilt if die < 0.8 else spoilt.decode("latin-1")
 
 
-THROWERS: dict[str, Callable[[Heads, random.Random], Thrower]] = {
+THROWERS: dict[str, Callable[[Whole, random.Random], Thrower]] = {
     "gRPC": Calls,
     "fresh lane": Lane,
     "TCP and TLS": Wires,
