@@ -4,13 +4,14 @@ A fragment stays in the outbox until an acknowledgement covers it. After a break
 again, hears from ``Welcome`` how far each (producer, epoch) is on the head's disk, and goes on
 there: what was under way twice is stored once. Within a (producer, epoch) fragments are sent in
 order; between them live data goes first, each producer's newest epoch in turn, and what older
-epochs left behind follows when there is nothing newer to send.
+epochs left behind follows when there is nothing newer to send, on a lane of its own that leaves
+less of a queue.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -31,8 +32,8 @@ from user_system.core.types import Array, Fragment
 
 log = logging.getLogger(__name__)
 
-_READ_AHEAD = 8
-"""Fragments read from the outbox at once: live data waits behind at most so many older ones."""
+_READ_AHEAD, _BEHIND_AHEAD = 8, 2
+"""Fragments read from the outbox at once, live and behind: live data waits for what is read."""
 
 _IDLE_S = 0.2
 """How long the sender waits for something new before it looks whether its session still lives."""
@@ -73,6 +74,7 @@ class ExperienceClient:
         packing: of the images.
         silence_s: a replay that says nothing for so long is dialled again.
         budget: what may be under way on the link, in which pieces; None: as much as credit allows.
+        behind: the same of what older epochs left behind; None: as for live data.
         run: whose replay may have it; "": any run's.
     """
 
@@ -85,9 +87,12 @@ class ExperienceClient:
         packing: Packing | None = None,
         silence_s: float = LIMIT_S,
         budget: Budget | None = None,
+        behind: Budget | None = None,
         run: str = "",
     ):
-        self._tunnel, self._budget, self._run = tunnel, budget, run
+        self._tunnel, self._run = tunnel, run
+        self._budgets = {False: budget, True: behind or budget}
+        """Whether it is behind -> what may be under way."""
         self._outbox = outbox
         self._host = host
         self._packings = packing or Packing(), Packing(tight=True)
@@ -123,7 +128,7 @@ class ExperienceClient:
     def _hold(self) -> None:
         """Hold one session: say Hello, then send and hear acknowledgements until it breaks."""
         sources = [self._source(*source) for source in self._outbox.sources()]
-        session, hello = _Session(self._budget), self._hello(sources)
+        session, hello = _Session(self._budgets), self._hello(sources)
         session.on_stuck = self._outbox.note_stuck
         call = _stub(self._tunnel).Stream(self._requests(session, hello))
         session.on_end = call.cancel
@@ -194,35 +199,42 @@ class ExperienceClient:
             while not session.ended:
                 if not session.wait_for_credit(_IDLE_S):
                     continue
-                batch = self._next_batch(session)
+                batch, behind = self._next_batch(session)
                 if not batch:
                     self._outbox.wait(_IDLE_S)
                 for message in self._messages(batch):
                     with self._lock:
                         self._figures["sent"] += max(1, len(message.fragments.fragments))
                         self._figures["bytes"] += message.ByteSize()
-                    yield from session.paced(message)
+                    yield from session.paced(message, behind=behind)
         except Exception:  # top of a thread of gRPC, which would end the stream without a word
             log.exception("sending experience failed")
             session.end()
 
-    def _next_batch(self, session: "_Session") -> Sequence[Fragment] | Refused:
-        """Return what to send next, all of one source; it now counts as under way."""
-        for source in session.order(self._outbox.sources()):
+    def _next_batch(self, session: "_Session") -> tuple[Sequence[Fragment] | Refused, bool]:
+        """Return what to send next, all of one source, and whether that is behind.
+
+        It now counts as under way.
+        """
+        for source, behind in session.order(self._outbox.sources()):
             start, room = session.room(source)
-            found = self._outbox.read(*source, start, min(room, self._ahead()))
+            found = self._outbox.read(*source, start, min(room, self._ahead(behind)))
             numbers = [fragment.header.sequence for fragment in found]
             gap = bool(numbers) and numbers[0] > start and session.knows(source)
             lost = self._outbox.lost(*source, start) if gap else None
             claimed = session.claim(source, start, numbers if lost is None else [start])
             if claimed:
-                return found[:claimed] if lost is None else lost
-        return ()
+                return (found[:claimed] if lost is None else lost), behind
+        return (), False
 
-    def _ahead(self) -> int:
+    def _ahead(self, behind: bool) -> int:
         """Return how many fragments to read: what is read goes before anything that is newer."""
-        slow = self._budget is not None and self._budget.limit() < _TOGETHER
-        return 1 if slow else _READ_AHEAD
+        budget = self._budgets[behind]
+        if budget is None:
+            return _READ_AHEAD
+        if budget.limit() < _TOGETHER:
+            return 1
+        return _BEHIND_AHEAD if behind else _READ_AHEAD
 
     def _messages(self, batch: Sequence[Fragment] | Refused) -> Iterator[pb.HostMessage]:
         """Yield the messages that say ``batch``, in order: several small fragments in one."""
@@ -321,8 +333,9 @@ def _stub(tunnel: Tunnel) -> experience_pb2_grpc.ExperienceStub:
 class _Session:
     """What one connection knows: progress per source, credit, and whose turn it is. Thread-safe."""
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self._way = _Way(budget) if budget is not None else None
+    def __init__(self, budgets: Mapping[bool, Budget | None] | None = None) -> None:
+        known = {behind: one for behind, one in (budgets or {}).items() if one is not None}
+        self._way = _Way(known) if known else None
         self.ended = False
         self.welcomed = False
         self.on_end: Callable[[], object] = lambda: None
@@ -380,13 +393,13 @@ class _Session:
     def _of(self, source: pb.Source) -> _Progress:
         return self._progress.setdefault((source.producer, source.epoch), _Progress())
 
-    def paced(self, message: pb.HostMessage) -> Iterator[pb.HostMessage]:
+    def paced(self, message: pb.HostMessage, *, behind: bool) -> Iterator[pb.HostMessage]:
         """Yield a message, in pieces where it is large, each as soon as the link has room."""
         if self._way is None:
             yield message
             return
-        for part in self._way.parts(message):
-            while not self._way.enter(part):
+        for part in self._way.parts(message, behind):
+            while not self._way.enter(part, behind):
                 if self.ended:
                     return
             yield part
@@ -402,8 +415,8 @@ class _Session:
             self._changed.wait_for(lambda: self.ended or self.under_way < self._credit, timeout_s)
             return not self.ended and self.under_way < self._credit
 
-    def order(self, sources: Sequence[Source]) -> list[Source]:
-        """Return the order in which to look for something to send.
+    def order(self, sources: Sequence[Source]) -> list[tuple[Source, bool]]:
+        """Return the order in which to look for something to send, and what of it is behind.
 
         Args:
             sources: newest epoch first, as the outbox lists them.
@@ -413,7 +426,8 @@ class _Session:
         behind = [source for source in sources if newest[source[0]] != source[1]]
         self._turn += 1
         first = self._turn % max(1, len(live))
-        return [s for s in live[first:] + live[:first] + behind if s not in self._stuck]
+        turns = [(s, False) for s in live[first:] + live[:first]] + [(s, True) for s in behind]
+        return [turn for turn in turns if turn[0] not in self._stuck]
 
     def room(self, source: Source) -> tuple[int, int]:
         """Return the sequence to go on from, and how many fragments the credit still covers."""
@@ -461,53 +475,60 @@ class _Session:
 
 
 class _Way:
-    """What one connection has on the link, by the number of the message. Thread-safe."""
+    """What one connection has on the link, by the number of the message. Thread-safe.
 
-    def __init__(self, budget: Budget):
-        self._budget = budget
+    Args:
+        budgets: of live data, False, and of what is behind, True.
+    """
+
+    def __init__(self, budgets: Mapping[bool, Budget]):
+        self._budgets = budgets
         self._lock = threading.Lock()
-        self._tickets: deque[tuple[int, Ticket]] = deque()
+        self._tickets: deque[tuple[int, Budget, Ticket]] = deque()
         self._sent = self._unasked = 0
         self._closed = False
 
-    def parts(self, message: pb.HostMessage) -> Iterator[pb.HostMessage]:
+    def parts(self, message: pb.HostMessage, behind: bool) -> Iterator[pb.HostMessage]:
         """Yield a message, in pieces where it is larger than one should be."""
-        if message.ByteSize() <= self._budget.chunk() or not message.HasField("fragments"):
+        chunk = self._budgets[behind].chunk
+        if message.ByteSize() <= chunk() or not message.HasField("fragments"):
             yield message
         else:
-            yield from cut(message.fragments, self._budget.chunk)
+            yield from cut(message.fragments, chunk)
 
-    def enter(self, part: pb.HostMessage) -> bool:
+    def enter(self, part: pb.HostMessage, behind: bool) -> bool:
         """Wait until a message may go, and count it; False: not yet.
 
         A receipt is asked for when much has gone out without: an acknowledgement, which comes as
         soon as the disk has it, says as well what has arrived, and mostly that is soon enough.
         """
-        size = part.ByteSize()
-        ticket = self._budget.take(size, _IDLE_S)
+        size, budget = part.ByteSize(), self._budgets[behind]
+        ticket = budget.take(size, _IDLE_S)
         if ticket is None:
             return False
         self._unasked += size
-        part.receipt = part.receipt or self._unasked > self._budget.limit() // 4
+        part.receipt = part.receipt or self._unasked > budget.limit() // 4
         if part.receipt:
             self._unasked = 0
         with self._lock:
             if self._closed:
-                self._budget.lost(ticket)
+                budget.lost(ticket)
             else:
                 self._sent += 1
-                self._tickets.append((self._sent, ticket))
+                self._tickets.append((self._sent, budget, ticket))
         return True
 
     def arrived(self, count: int) -> None:
         """Note how many messages have arrived."""
         with self._lock:
             while self._tickets and self._tickets[0][0] <= count:
-                self._budget.done(self._tickets.popleft()[1])
+                _, budget, ticket = self._tickets.popleft()
+                budget.done(ticket)
 
     def close(self) -> None:
         """Give back what nobody will acknowledge any more."""
         with self._lock:
             self._closed = True
             while self._tickets:
-                self._budget.lost(self._tickets.popleft()[1])
+                _, budget, ticket = self._tickets.popleft()
+                budget.lost(ticket)

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from comms.delay import Delay
+from comms.lateness import Lateness
 from comms.rate import Mark, Rate
 
 TARGET_S = 0.05
@@ -47,15 +48,22 @@ _PIECE_S = 0.008
 _CEILING = 64 << 20
 """Most that may be under way, bytes."""
 
-_STEP_S, _MOST_BASES = 0.025, 2.0
-"""First step of the correction upwards, s, which doubles while no queue shows, and its bound: what
-was lost and sent again once or twice has come by then."""
+_CALM_WINDOW_S = 10.0
+"""How long the best rate counts while echoes find no queue."""
 
-_ROSE = 1.03
-"""Growth of the rate between two corrections from which on it still finds its way by itself."""
+_STEP_S = 0.025
+"""What a correction upwards gives back of those downwards, s."""
+
+BEHIND_S = 0.025
+"""What is behind may leave so much of a queue, so that what is live finds room and a short way: less
+than the queues that small routers have (40 ms and more), more than what counts as none."""
 
 _START, _BEYOND = 1.5, 4.0
 """Growth per round trip on a link of which little is known, and most of it beyond what is."""
+
+_FASTER, _FLAT = 1.25, 3
+"""A link that was given more so often in a row, and became less faster than this, is known (as in
+BBR's startup): it is full, or losses limit it, which ``lateness`` sees to."""
 
 _CALM_S = 0.02
 """Queue up to which echoes are said to find none."""
@@ -72,8 +80,9 @@ way as was: a cap that follows what arrives, where losses make that less than th
 would follow it down to nothing."""
 
 _EMPTY_EVERY_S = 10.0
-_EMPTY_S = 0.5
-"""A pipe is emptied when its base was not seen for so long; for at most so long, and two bases."""
+_EMPTY_S, _EMPTY = 0.5, 0.6
+"""A pipe is emptied when its base was not seen for so long; for at most so long, and three bases.
+Then less may be under way than fills the way itself, in this share: what is live goes on."""
 
 _VAIN = 4
 """Corrections downwards without effect after which the queue is not ours."""
@@ -155,28 +164,33 @@ class Pipe:
         """Round trips of pieces: the base where there are no echoes."""
         self._rate = Rate()
         self._under_way = 0
-        self._extra_s, self._vain = 0.0, 0
+        self._less_s, self._vain = 0.0, 0
+        """What echoes that found a queue take off the cap, s; at most 0."""
+        self._calm_rounds = 0
+        self._late = Lateness(now())
         self._new = self._calm = True
         self._guess, self._guessed = FIRST, now()
         """What a new link is taken for, bytes/s, and since when."""
         self._paced = now()
         """When the link, at the pace that it is given, has taken what was sent."""
         self._corrected = self._sure = now()
-        self._best = self._mean = 0.0
-        """The rate at the last correction, and what was really delivered until then, bytes/s."""
-        self._total = 0
-        """Bytes delivered since the last correction."""
-        self._calm_rounds = 0
+        self._best, self._flat = 0.0, 0
+        """The rate when a new link was last found faster, and how often it was not since."""
         self._wanted = self._corrected - _HELD_S
         """When something last had to wait for room."""
         self._emptying: float | None = None
         self._emptied: float | None = None
         self._lanes: list[Lane] = []
 
-    def lane(self, name: str) -> "Lane":
-        """Return a new lane, which comes after all that there are."""
+    def lane(self, name: str, aim_s: float = TARGET_S) -> "Lane":
+        """Return a new lane, which comes after all that there are.
+
+        Args:
+            name: for people.
+            aim_s: queue that this lane may leave; those that may leave more always find room.
+        """
         before = tuple(self._lanes)
-        self._lanes.append(Lane(self, name, before))
+        self._lanes.append(Lane(self, name, before, aim_s))
         return self._lanes[-1]
 
     def stats(self) -> dict[str, float]:
@@ -211,10 +225,10 @@ class Pipe:
         """Delivered of late, bytes/s; 0: nothing is known."""
         return self._rate.value
 
-    def limit(self) -> int:
-        """Return how many bytes may be under way."""
+    def limit(self, aim_s: float = TARGET_S) -> int:
+        """Return how many bytes may be under way of who may leave a queue of ``aim_s``."""
         with self.changed:
-            return self._limit()
+            return self._limit(aim_s)
 
     def chunk(self) -> int:
         """Return how large a piece should be, bytes."""
@@ -231,33 +245,32 @@ class Pipe:
         last_at = self._trip.last_at()
         return last_at is None or self.now() - last_at > _BLIND_S
 
-    def _limit(self) -> int:
+    def _limit(self, aim_s: float = TARGET_S) -> int:
         rate = max(self._rate.value, self._guess if self._new else 0.0)
         if self._rate.value and self._blind():
             took_s = self._own.recent(self.now()) or self._base_s()
             return min(max(LEAST, int(2 * rate * (took_s + TARGET_S))), _CEILING)
-        cap = rate * (self._base_s() + TARGET_S + min(0.0, self._extra_s))
-        cap += self._mean * max(0.0, self._extra_s)
+        base_s = self._base_s()
+        if self._emptying is not None:
+            return min(max(LEAST, int(_EMPTY * rate * base_s)), _CEILING)
+        cap = rate * (base_s + TARGET_S + self._less_s) + self._late.mean * self._late.extra_s
+        cap *= (base_s + aim_s) / (base_s + TARGET_S)
         return min(max(LEAST, int(cap)), _CEILING)
 
     # --- for lanes, which hold ``changed`` --------------------------------------------------------
 
-    def room(self, size: int) -> bool:
-        """Return whether ``size`` more bytes may go now."""
-        if not self.open() or self._paced > self.now() + _BURST_S:
+    def room(self, size: int, aim_s: float = TARGET_S) -> bool:
+        """Return whether ``size`` more bytes may go now, of who may leave so much of a queue."""
+        if self._emptying is not None:
+            self._look()
+        if self._paced > self.now() + _BURST_S:
             return False
-        return not self._under_way or self._under_way + size <= self._limit()
+        return not self._under_way or self._under_way + size <= self._limit(aim_s)
 
     def wait_s(self) -> float:
         """Return after how long time alone may have made room, s."""
         pace = self._paced - _BURST_S - self.now()
         return min(_LOOK_S, pace) if pace > 0 else _LOOK_S
-
-    def open(self) -> bool:
-        """Return whether anything may go: not while the pipe is emptied."""
-        if self._emptying is not None:
-            self._look()
-        return self._emptying is None
 
     def want(self) -> None:
         """Note that something waits for room."""
@@ -279,12 +292,16 @@ class Pipe:
         """Note that a piece arrived."""
         now = self.now()
         self._under_way -= ticket.size
-        self._total += ticket.size
         self._own.sample(now - ticket.mark.sent, now)
+        self._late.arrived(ticket.size, now - ticket.mark.sent)
         base_s = self._base_s()
-        self._rate.arrived(ticket.mark, ticket.size, now, max(1.0, 10 * base_s), base_s)
         queue = self._delay.queue(now)
         self._calm = queue is None or queue < _CALM_S
+        # A link that became slower shows a queue. Where there is none, it is the cap that limits,
+        # and a rate that followed it down would pull it further.
+        window_s = _CALM_WINDOW_S if self._calm and not self._blind() else 0.0
+        window_s = max(1.0, 10 * base_s, window_s)
+        self._rate.arrived(ticket.mark, ticket.size, now, window_s, base_s)
         self._new = self._new and (queue is None or queue < TARGET_S)
         if self._new:
             self._grow(now, base_s)
@@ -297,7 +314,7 @@ class Pipe:
         self._released(self.now())
 
     def _released(self, now: float) -> None:
-        if self._emptying is not None and not self._under_way and self._emptied is None:
+        if self._emptying is not None and self._emptied is None and self._drained():
             self._emptied = now
         self.changed.notify_all()
 
@@ -308,6 +325,11 @@ class Pipe:
         queue = self._delay.queue(now, self._guessed + base_s)
         if queue is None or queue >= _CALM_S or self._wanted < self._guessed:
             return
+        if self._rate.value >= _FASTER * self._best:
+            self._best, self._flat = self._rate.value, 0
+        else:
+            self._flat += 1
+        self._new = self._flat < _FLAT
         most = _BEYOND * max(FIRST, self._rate.value)
         self._guess, self._guessed = min(most, _START * self._guess), now
 
@@ -319,56 +341,62 @@ class Pipe:
         if queue is None:
             return
         wanted = self._wanted >= self._corrected
-        rose = self._rate.value / self._best if self._best else 1.0
-        self._mean, self._total = self._total / (now - self._corrected), 0
-        self._corrected, self._best = now, self._rate.value
-        if not wanted:
-            return
-        if queue > TARGET_S:
+        self._corrected = now
+        if wanted and queue > TARGET_S:
             self._lower(queue, now, base_s)
-        else:
-            self._raise(queue, rose, base_s)
-        if self._vain >= _VAIN or now - max(self._delay.near_at, self._sure) > _EMPTY_EVERY_S:
-            self._emptying, self._emptied = now, None if self._under_way else now
-            self._new = False
+        elif wanted:
+            self._recover(queue)
+        calm = not self._new and queue < _CALM_S
+        self._late.look(now, base_s, queue, full=wanted, calm=calm)
+        sure = max(self._delay.near_at, self._sure)
+        if wanted and (self._vain >= _VAIN or now - sure > _EMPTY_EVERY_S):
+            self._emptying, self._new = now, False
+            self._emptied = now if self._drained() else None
+
+    def _drained(self) -> bool:
+        return self._under_way <= self._limit()
 
     def _lower(self, queue: float, now: float, base_s: float) -> None:
         self._vain, self._calm_rounds = self._vain + 1, 0
         least_s = -0.8 * TARGET_S - base_s / 4
-        self._extra_s = max(least_s, self._extra_s - (queue - _AIM_S))
+        self._less_s = max(least_s, self._less_s - (queue - _AIM_S))
+        self._late.refuse(now)
         if queue > 2 * TARGET_S:  # the link is another one than the older samples are of
             self._rate.forget(now - max(_ROUND_S, 2 * base_s))
 
-    def _raise(self, queue: float, rose: float, base_s: float) -> None:
+    def _recover(self, queue: float) -> None:
         self._vain = 0
         self._calm_rounds = self._calm_rounds + 1 if queue < _CALM_S else 0
         # One round may be a pause of TCP's own: its BBR looks for its base as we do for ours.
-        if self._calm_rounds > 1 and rose < _ROSE:
-            most_s = TARGET_S + _MOST_BASES * base_s
-            self._extra_s = min(most_s, max(self._extra_s + _STEP_S, 2 * self._extra_s))
+        if self._calm_rounds > 1:
+            self._less_s = min(0.0, self._less_s + _STEP_S)
 
     def _look(self) -> None:
         """End the emptying once the way was measured empty, or that takes too long."""
         now, began, emptied = self.now(), self._emptying, self._emptied
-        seen = emptied is not None and self._delay.queue(now, emptied) is not None
-        late = began is not None and now - began > _EMPTY_S + 2 * self._base_s()
+        # What comes back a round trip later was sent when the way was empty.
+        since = None if emptied is None else emptied + self._base_s()
+        seen = since is not None and self._delay.queue(now, since) is not None
+        late = began is not None and now - began > _EMPTY_S + 3 * self._base_s()
         if not (seen or late):
             return
-        if seen and emptied is not None and self._vain >= _VAIN:  # it is not ours: another way
-            self._delay.forget(emptied)
-            self._trip.forget(emptied)
-            self._new, self._guess, self._guessed = True, max(FIRST, self._mean), now
-            self._extra_s = 0.0
-        self._emptying, self._vain = None, 0
-        self._sure, self._total, self._calm_rounds = now, 0, 0
+        if seen and since is not None and self._vain >= _VAIN:  # it is not ours: another way
+            self._delay.forget(since)
+            self._trip.forget(since)
+            self._new, self._guess, self._guessed = True, max(FIRST, self._late.mean), now
+            self._best, self._flat, self._less_s = 0.0, 0, 0.0
+            self._late.refuse(now)
+        self._emptying, self._vain, self._sure = None, 0, now
+        self._calm_rounds = 0
         self._corrected = now + self._base_s() + TARGET_S  # once it is full again
+        self._late.restart(now, self._corrected)
 
 
 class Lane:
     """One kind of bulk in a pipe: a ``Budget``. Thread-safe."""
 
-    def __init__(self, pipe: Pipe, name: str, before: tuple["Lane", ...]):
-        self.name, self._pipe, self._before = name, pipe, before
+    def __init__(self, pipe: Pipe, name: str, before: tuple["Lane", ...], aim_s: float):
+        self.name, self._pipe, self._before, self._aim_s = name, pipe, before, aim_s
         self._held_at = pipe.now() - _HELD_S
         self._tokens, self._filled_at = 0.0, pipe.now()
 
@@ -382,7 +410,7 @@ class Lane:
 
     def limit(self) -> int:
         """Return bytes that may be under way now in this direction, all lanes together."""
-        return self._pipe.limit()
+        return self._pipe.limit(self._aim_s)
 
     def left(self) -> float:
         """Return about how much those before this lane leave it, bytes/s; 0: nothing is known."""
@@ -438,8 +466,8 @@ class Lane:
         self._filled_at = now
         self._tokens = min(self._tokens, max(float(LEAST), 2 * _PIECE_S * self._pipe.rate))
         if not any(lane.held(now, _BEFORE_S) for lane in self._before):
-            return self._pipe.room(size)
-        if self._tokens < size or not self._pipe.open():
+            return self._pipe.room(size, self._aim_s)
+        if self._tokens < size:
             return False
         self._tokens -= size
         return True

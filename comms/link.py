@@ -5,7 +5,7 @@ gives the round trip; the clock of the other end in it tells how much of a queue
 and how much on the way back, whatever the two clocks show. What is delivered comes from the lanes
 (``lanes``), what is lost from the kernel (``sockets``), where our own connections cross the link.
 
-Bulk to the head: experience, then video. Bulk to the host: weights. The e-stop, commands and states
+Bulk to the head: experience, live before what is behind, then video. Bulk to the host: weights. The e-stop, commands and states
 ask nobody: they are small, and everything here is there for them.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from comms.delay import Delay
-from comms.lanes import Pipe
+from comms.lanes import BEHIND_S, Pipe
 from comms.sockets import Segments
 
 ECHO_S, ECHO_BUSY_S, ECHO_SOON_S = 1.0, 0.1, 0.03
@@ -48,7 +48,10 @@ class Link:
         self._there, self._back = there, back
         self.up = Pipe(there, self._trip, self._changed, now)
         self.down = Pipe(back, self._trip, self._changed, now)
-        self.experience, self.video = self.up.lane("experience"), self.up.lane("video")
+        self.experience = self.up.lane("experience")
+        self.behind = self.up.lane("behind", BEHIND_S)
+        """Experience of older epochs, which drains behind live data."""
+        self.video = self.up.lane("video")
         self.weights = self.down.lane("weights")
         self._loss = _Loss(segments, now)
 

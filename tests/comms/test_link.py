@@ -44,7 +44,9 @@ def test_echoes_tell_there_from_back_whatever_the_clocks_show(skew_s):
 
 def test_what_is_not_known_is_not_said():
     link = Link()
-    assert link.stats() == {"held_experience": 0.0, "held_video": 0.0, "held_weights": 0.0}
+    assert link.stats() == dict.fromkeys(
+        ("held_experience", "held_behind", "held_video", "held_weights"), 0.0
+    )
 
 
 def test_an_echo_that_cannot_be_ours_is_ignored():

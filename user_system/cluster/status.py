@@ -12,7 +12,7 @@ from user_system.cluster.configs import LinkConfig
 from user_system.cluster.parse import read_json
 from user_system.core.modes import Mode
 
-LANES = "experience", "video", "weights"
+LANES = "experience", "behind", "video", "weights"
 """Bulk of a link, in order of importance; see ``comms.link``."""
 
 STALE_S = 10.0

@@ -100,9 +100,10 @@ class Uplink:
         self._outbox = outbox
         # A shard of this site is on this side of the link, which its experience does not cross.
         lane = self._link.experience if replay in (None, tunnel) else None
+        behind = self._link.behind if lane else None
         packing = Packing(pressed=lane.pressed, lossy=lossy) if lane else Packing()
         self._experience = ExperienceClient(
-            replay or tunnel, outbox, host, packing=packing, budget=lane, run=run
+            replay or tunnel, outbox, host, packing=packing, budget=lane, behind=behind, run=run
         )
         self._weights = WeightClient(
             lambda: WeightPuller(tunnel, budget=self._link.weights),

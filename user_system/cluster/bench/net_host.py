@@ -146,7 +146,11 @@ class Host:
         # As on every robot host: bulk never fills the link (`comms.lanes`).
         lanes = Link()
         self._client = ExperienceClient(
-            way, Noted(spool, self.books), config.name, budget=lanes.experience
+            way,
+            Noted(spool, self.books),
+            config.name,
+            budget=lanes.experience,
+            behind=lanes.behind,
         )
         self._client.start()
         self._stack.callback(self._client.close)

@@ -16,7 +16,7 @@ function linkOf(figures) {
   if (trip !== undefined && trip !== null) said.push(`${Math.round(trip)} ms`);
   if (figures.rate_mbit_s) said.push(`${Number(figures.rate_mbit_s.toPrecision(2))} Mbit/s`);
   if (figures.loss) said.push(`${(100 * figures.loss).toFixed(1)} % lost`);
-  const held = ["experience", "video", "weights"].filter((lane) => figures[`held_${lane}`]);
+  const held = ["experience", "behind", "video", "weights"].filter((lane) => figures[`held_${lane}`]);
   if (held.length) said.push(`held back: ${held.join(", ")}`);
   return said.join(", ");
 }
