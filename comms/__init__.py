@@ -10,7 +10,8 @@ The only package that imports grpc and zmq. From the bottom up:
 - ``tunnel``, ``reconnect``: the way to the head, and staying on it; ``serving``: listening there
 - ``tunnel_ssh`` (``ssh_client``, ``ssh_causes``, ``ssh_keys``), ``tunnel_wireguard``
   (``wireguard``, ``wireguard_link``): ways inside of something; ``admission``: how one gets one
-- ``experience_client`` -> ``experience_service``: fragments, exactly once
+- ``experience_client`` (``experience_sender``, ``experience_session``, ``experience_messages``) ->
+  ``experience_service``: fragments, exactly once
 - ``weights``: versions of policies, by tensor hash
 - ``hub_client`` -> ``hub_service``: registry, leases, requests
 - ``mailbox``, ``fresh`` -> ``fresh_hub`` (``switchboard``, ``waker``): commands, states, previews

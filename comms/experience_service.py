@@ -1,6 +1,7 @@
 """Experience arriving at the replay buffer: one committer for all streams, ack after commit.
 
-Each host has one stream. Its fragments wait, in order, for the committer: a single thread that
+Each host has one stream, and a second one while older epochs are behind. Fragments wait, in order,
+for the committer: a single thread that
 takes what all streams have brought, stores it in one group commit, and then acknowledges. A disk
 flush costs about the same for one fragment as for sixty-four, and while one runs the next group
 comes together by itself: nobody waits for company. That thread also decodes what it stores: were
@@ -112,7 +113,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         self._commit_bytes = commit_bytes
         self._arrivals: SimpleQueue[_Arrival | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[tuple[str, bool], _Stream] = {}
+        """(host, whether it is the one for what is behind) -> stream."""
         self._owners: dict[tuple[str, int], str] = {}
         """(producer, epoch) -> the boot that need not be asked about again; for the committer."""
         self._closed = False
@@ -156,7 +158,7 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         """Take the experience of one host."""
         peer = identify(context)
         hello = self._hello(request_iterator, peer)
-        stream = _Stream(peer, self._credit)
+        stream = _Stream(peer, self._credit, behind=hello.behind)
         if not context.add_callback(lambda: stream.end(None)):
             return  # over before it began
         self._adopt(stream)
@@ -173,8 +175,8 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
         finally:
             stream.end(None)
             with self._lock:
-                if self._streams.get(peer.name) is stream:
-                    del self._streams[peer.name]
+                if self._streams.get(stream.key) is stream:
+                    del self._streams[stream.key]
 
     def Label(  # noqa: N802 (gRPC's name)
         self, request: pb.LabelRequest, context: grpc.ServicerContext
@@ -233,12 +235,12 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
             )
 
     def _adopt(self, stream: "_Stream") -> None:
-        """Make ``stream`` the one of its host; an older one is what a broken link left behind."""
+        """Make ``stream`` its host's; an older one of its kind is what a broken link left over."""
         with self._lock:
             if self._closed:
                 raise LinkError("replay is shutting down")
-            older = self._streams.get(stream.peer.name)
-            self._streams[stream.peer.name] = stream
+            older = self._streams.get(stream.key)
+            self._streams[stream.key] = stream
         if older is not None:
             older.end(LinkError("this host has dialled again"))
 
@@ -460,8 +462,9 @@ class ExperienceService(experience_pb2_grpc.ExperienceServicer):
 class _Stream:
     """One host's stream: what is to be sent to it, and how much of its credit is used."""
 
-    def __init__(self, peer: Peer, credit: int):
+    def __init__(self, peer: Peer, credit: int, *, behind: bool = False):
         self.peer = peer
+        self.key = peer.name, behind
         self.ended = False
         self._credit = threading.Semaphore(credit)
         self.outgoing: SimpleQueue[pb.ReplayMessage | UserSystemError | None] = SimpleQueue()

@@ -12,12 +12,14 @@ it lets out beyond rate x base shows, one round trip later, that the link takes 
 
 Where much is lost, TCP holds back what arrived after a gap, and our acknowledgements come late for
 another reason than a queue. Tiny echoes on the fresh lane (``link``) tell the two apart: while they
-find no queue and the cap is what limits, the cap is raised step by step; when they find more than
-50 ms, it is lowered. Every ten seconds, or when lowering does not help, the pipe is emptied for a
-round trip, so that the base is measured anew: what still waits then is not ours.
+find no queue, as much more may be under way as acknowledgements are late by (``lateness``); when
+they find more than 50 ms, the cap is lowered. Unless it was seen empty of late, or when lowering
+does not help, the pipe is emptied for a round trip, so that the base is measured anew: what still
+waits then is not ours.
 
 Lanes of one pipe have ranks: a lane gets what those before it do not want, and a sixteenth of the
-rate at least, so that a person who must see something sees something.
+rate at least, so that a person who must see something sees something. What is behind may leave less
+of a queue than the others, so that it never takes the room of what is live.
 
 After BBR (see ``rate``), whose cap is 2 x rate x base, and LEDBAT (RFC 6817), whose aim is a queue
 of so many ms; the cap here is the smaller one of both for any base beyond 50 ms.
@@ -54,11 +56,11 @@ _CALM_WINDOW_S = 10.0
 _STEP_S = 0.025
 """What a correction upwards gives back of those downwards, s."""
 
-BEHIND_S = 0.025
-"""What is behind may leave so much of a queue, so that what is live finds room and a short way: less
-than the queues that small routers have (40 ms and more), more than what counts as none."""
+BEHIND_S = 0.010
+"""What is behind may leave so much of a queue: then what is live finds room and a short way, the
+way itself is seen all the time, and no router is so small (40 ms) that it drops what waits."""
 
-_START, _BEYOND = 1.5, 4.0
+_START, _BEYOND = 2.0, 4.0
 """Growth per round trip on a link of which little is known, and most of it beyond what is."""
 
 _FASTER, _FLAT = 1.25, 3
@@ -233,8 +235,11 @@ class Pipe:
     def chunk(self) -> int:
         """Return how large a piece should be, bytes."""
         with self.changed:
-            fits = min(self._rate.value * _PIECE_S, self._limit() / 4)
-            return min(max(LEAST, int(fits)), MOST)
+            return self._chunk()
+
+    def _chunk(self) -> int:
+        fits = min(self._rate.value * _PIECE_S, self._limit() / 4)
+        return min(max(LEAST, int(fits)), MOST)
 
     def _base_s(self) -> float:
         base = self._trip.base
@@ -246,16 +251,22 @@ class Pipe:
         return last_at is None or self.now() - last_at > _BLIND_S
 
     def _limit(self, aim_s: float = TARGET_S) -> int:
-        rate = max(self._rate.value, self._guess if self._new else 0.0)
+        guess = self._guess if self._new else 0.0
+        rate = max(self._rate.value, guess)
         if self._rate.value and self._blind():
             took_s = self._own.recent(self.now()) or self._base_s()
             return min(max(LEAST, int(2 * rate * (took_s + TARGET_S))), _CEILING)
         base_s = self._base_s()
         if self._emptying is not None:
             return min(max(LEAST, int(_EMPTY * rate * base_s)), _CEILING)
-        cap = rate * (base_s + TARGET_S + self._less_s) + self._late.mean * self._late.extra_s
-        cap *= (base_s + aim_s) / (base_s + TARGET_S)
-        return min(max(LEAST, int(cap)), _CEILING)
+        more_s = self._late.extra_s + max(self._less_s, self._least_s(base_s))
+        known = self._rate.value * (base_s + TARGET_S + more_s)
+        cap = max(known, guess * (base_s + TARGET_S)) * (base_s + aim_s) / (base_s + TARGET_S)
+        return min(max(2 * LEAST, int(cap)), _CEILING)  # one piece on the way, one that follows
+
+    def _least_s(self, base_s: float) -> float:
+        """Return the bound of what a queue may take off the cap, s."""
+        return -0.8 * TARGET_S - base_s / 4 - self._late.extra_s
 
     # --- for lanes, which hold ``changed`` --------------------------------------------------------
 
@@ -311,6 +322,7 @@ class Pipe:
     def gone(self, ticket: Ticket) -> None:
         """Note that a piece will never be acknowledged."""
         self._under_way -= ticket.size
+        self._rate.gone(ticket.mark)
         self._released(self.now())
 
     def _released(self, now: float) -> None:
@@ -346,8 +358,8 @@ class Pipe:
             self._lower(queue, now, base_s)
         elif wanted:
             self._recover(queue)
-        calm = not self._new and queue < _CALM_S
-        self._late.look(now, base_s, queue, full=wanted, calm=calm)
+        piece_s = self._chunk() / self._rate.value if self._rate.value else 0.0
+        self._late.look(now, base_s, queue, piece_s, calm=queue < _CALM_S)
         sure = max(self._delay.near_at, self._sure)
         if wanted and (self._vain >= _VAIN or now - sure > _EMPTY_EVERY_S):
             self._emptying, self._new = now, False
@@ -358,9 +370,7 @@ class Pipe:
 
     def _lower(self, queue: float, now: float, base_s: float) -> None:
         self._vain, self._calm_rounds = self._vain + 1, 0
-        least_s = -0.8 * TARGET_S - base_s / 4
-        self._less_s = max(least_s, self._less_s - (queue - _AIM_S))
-        self._late.refuse(now)
+        self._less_s = max(self._least_s(base_s), self._less_s - (queue - _AIM_S))
         if queue > 2 * TARGET_S:  # the link is another one than the older samples are of
             self._rate.forget(now - max(_ROUND_S, 2 * base_s))
 
@@ -385,11 +395,10 @@ class Pipe:
             self._trip.forget(since)
             self._new, self._guess, self._guessed = True, max(FIRST, self._late.mean), now
             self._best, self._flat, self._less_s = 0.0, 0, 0.0
-            self._late.refuse(now)
         self._emptying, self._vain, self._sure = None, 0, now
         self._calm_rounds = 0
         self._corrected = now + self._base_s() + TARGET_S  # once it is full again
-        self._late.restart(now, self._corrected)
+        self._late.restart(self._corrected)
 
 
 class Lane:

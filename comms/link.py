@@ -5,8 +5,8 @@ gives the round trip; the clock of the other end in it tells how much of a queue
 and how much on the way back, whatever the two clocks show. What is delivered comes from the lanes
 (``lanes``), what is lost from the kernel (``sockets``), where our own connections cross the link.
 
-Bulk to the head: experience, live before what is behind, then video. Bulk to the host: weights. The e-stop, commands and states
-ask nobody: they are small, and everything here is there for them.
+Bulk to the head: experience, live before what is behind, then video. Bulk to the host: weights. The
+e-stop, commands and states ask nobody: they are small, and everything here is there for them.
 """
 
 import threading

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import grpc
     import zmq
 
-Service = Literal["hub", "weights", "replay", "reader"] | str
-"""``weights`` is answered by the hub too, on a connection of its own; ``policy:<actor>`` is the
-policy of an actor that runs at the head."""
+Service = Literal["hub", "weights", "replay", "behind", "reader"] | str
+"""On connections of their own, ``weights`` is answered by the hub, and ``behind`` by the replay;
+``policy:<actor>`` is the policy of an actor that runs at the head."""
 
 URGENT: tuple[str, ...] = ("hub", "fresh")
-BULK: tuple[str, ...] = ("weights", "replay", "reader")
+BULK: tuple[str, ...] = ("weights", "replay", "behind", "reader")
 """What shares a way where a kind has one way per class, as ssh does; policies are urgent."""
 
 MAX_MESSAGE = 16 << 20
@@ -95,7 +95,7 @@ class Endpoints:
         """Service -> where it listens; the fresh lane among them."""
         own = {"hub": self.hub, "fresh": self.fresh, "replay": self.replay, "reader": self.reader}
         policies = {f"policy:{actor}": address for actor, address in self.policies.items()}
-        return {**own, "weights": self.hub, **policies}
+        return {**own, "weights": self.hub, "behind": self.replay, **policies}
 
 
 class Tunnel(Protocol):

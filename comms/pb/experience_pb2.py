@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from comms.pb import types_pb2 as comms_dot_pb_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63omms/pb/experience.proto\x12\x0euser_system.v1\x1a\x14\x63omms/pb/types.proto\"\xcf\x01\n\x0bHostMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.user_system.v1.HelloH\x00\x12.\n\tfragments\x18\x02 \x01(\x0b\x32\x19.user_system.v1.FragmentsH\x00\x12$\n\x04lost\x18\x03 \x01(\x0b\x32\x14.user_system.v1.LostH\x00\x12&\n\x05piece\x18\x04 \x01(\x0b\x32\x15.user_system.v1.PieceH\x00\x12\x0f\n\x07receipt\x18\x05 \x01(\x08\x42\t\n\x07message\"$\n\x05Piece\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"8\n\tFragments\x12+\n\tfragments\x18\x01 \x03(\x0b\x32\x18.user_system.v1.Fragment\"P\n\x04Lost\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xa9\x01\n\rReplayMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.user_system.v1.WelcomeH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.user_system.v1.AckH\x00\x12,\n\x08received\x18\x03 \x01(\x0b\x32\x18.user_system.v1.ReceivedH\x00\x12\x0f\n\x07\x61rrived\x18\x04 \x01(\x04\x42\t\n\x07message\"\n\n\x08Received\"7\n\x06Source\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\"K\n\x05Hello\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\'\n\x07sources\x18\x02 \x03(\x0b\x32\x16.user_system.v1.Source\x12\x0b\n\x03run\x18\x03 \x01(\t\"\x93\x01\n\x07Welcome\x12\"\n\x04next\x18\x01 \x03(\x0b\x32\x14.user_system.v1.Next\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12)\n\x08refusals\x18\x03 \x03(\x0b\x32\x17.user_system.v1.Refusal\x12)\n\tstrangers\x18\x04 \x03(\x0b\x32\x16.user_system.v1.Source\"<\n\x04Next\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x0c\n\x04next\x18\x02 \x01(\x04\"\x88\x01\n\x03\x41\x63k\x12\"\n\x04next\x18\x01 \x03(\x0b\x32\x14.user_system.v1.Next\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12)\n\x08refusals\x18\x03 \x03(\x0b\x32\x17.user_system.v1.Refusal\x12\"\n\x04gaps\x18\x04 \x03(\x0b\x32\x14.user_system.v1.Next\"S\n\x07Refusal\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"{\n\x08\x46ragment\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06record\x18\x03 \x01(\x0c\x12%\n\x06images\x18\x04 \x03(\x0b\x32\x15.user_system.v1.Image\"\x84\x01\n\x05Image\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\"\x87\x01\n\x0cLabelRequest\x12\x0f\n\x07\x65pisode\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x07success\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12%\n\x06values\x18\x05 \x01(\x0b\x32\x15.user_system.v1.ArrayB\n\n\x08_success\"\x0c\n\nLabelReply\"\x0e\n\x0cStatsRequest\"s\n\nStatsReply\x12\x36\n\x06values\x18\x01 \x03(\x0b\x32&.user_system.v1.StatsReply.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xdc\x01\n\nExperience\x12H\n\x06Stream\x12\x1b.user_system.v1.HostMessage\x1a\x1d.user_system.v1.ReplayMessage(\x01\x30\x01\x12\x41\n\x05Label\x12\x1c.user_system.v1.LabelRequest\x1a\x1a.user_system.v1.LabelReply\x12\x41\n\x05Stats\x12\x1c.user_system.v1.StatsRequest\x1a\x1a.user_system.v1.StatsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63omms/pb/experience.proto\x12\x0euser_system.v1\x1a\x14\x63omms/pb/types.proto\"\xcf\x01\n\x0bHostMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.user_system.v1.HelloH\x00\x12.\n\tfragments\x18\x02 \x01(\x0b\x32\x19.user_system.v1.FragmentsH\x00\x12$\n\x04lost\x18\x03 \x01(\x0b\x32\x14.user_system.v1.LostH\x00\x12&\n\x05piece\x18\x04 \x01(\x0b\x32\x15.user_system.v1.PieceH\x00\x12\x0f\n\x07receipt\x18\x05 \x01(\x08\x42\t\n\x07message\"$\n\x05Piece\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"8\n\tFragments\x12+\n\tfragments\x18\x01 \x03(\x0b\x32\x18.user_system.v1.Fragment\"P\n\x04Lost\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xa9\x01\n\rReplayMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.user_system.v1.WelcomeH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.user_system.v1.AckH\x00\x12,\n\x08received\x18\x03 \x01(\x0b\x32\x18.user_system.v1.ReceivedH\x00\x12\x0f\n\x07\x61rrived\x18\x04 \x01(\x04\x42\t\n\x07message\"\n\n\x08Received\"7\n\x06Source\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\"[\n\x05Hello\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\'\n\x07sources\x18\x02 \x03(\x0b\x32\x16.user_system.v1.Source\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0e\n\x06\x62\x65hind\x18\x04 \x01(\x08\"\x93\x01\n\x07Welcome\x12\"\n\x04next\x18\x01 \x03(\x0b\x32\x14.user_system.v1.Next\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12)\n\x08refusals\x18\x03 \x03(\x0b\x32\x17.user_system.v1.Refusal\x12)\n\tstrangers\x18\x04 \x03(\x0b\x32\x16.user_system.v1.Source\"<\n\x04Next\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x0c\n\x04next\x18\x02 \x01(\x04\"\x88\x01\n\x03\x41\x63k\x12\"\n\x04next\x18\x01 \x03(\x0b\x32\x14.user_system.v1.Next\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12)\n\x08refusals\x18\x03 \x03(\x0b\x32\x17.user_system.v1.Refusal\x12\"\n\x04gaps\x18\x04 \x03(\x0b\x32\x14.user_system.v1.Next\"S\n\x07Refusal\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"{\n\x08\x46ragment\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.user_system.v1.Source\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06record\x18\x03 \x01(\x0c\x12%\n\x06images\x18\x04 \x03(\x0b\x32\x15.user_system.v1.Image\"\x84\x01\n\x05Image\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x0b\n\x03row\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\"\x87\x01\n\x0cLabelRequest\x12\x0f\n\x07\x65pisode\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x07success\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12%\n\x06values\x18\x05 \x01(\x0b\x32\x15.user_system.v1.ArrayB\n\n\x08_success\"\x0c\n\nLabelReply\"\x0e\n\x0cStatsRequest\"s\n\nStatsReply\x12\x36\n\x06values\x18\x01 \x03(\x0b\x32&.user_system.v1.StatsReply.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xdc\x01\n\nExperience\x12H\n\x06Stream\x12\x1b.user_system.v1.HostMessage\x1a\x1d.user_system.v1.ReplayMessage(\x01\x30\x01\x12\x41\n\x05Label\x12\x1c.user_system.v1.LabelRequest\x1a\x1a.user_system.v1.LabelReply\x12\x41\n\x05Stats\x12\x1c.user_system.v1.StatsRequest\x1a\x1a.user_system.v1.StatsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,29 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCE']._serialized_start=639
   _globals['_SOURCE']._serialized_end=694
   _globals['_HELLO']._serialized_start=696
-  _globals['_HELLO']._serialized_end=771
-  _globals['_WELCOME']._serialized_start=774
-  _globals['_WELCOME']._serialized_end=921
-  _globals['_NEXT']._serialized_start=923
-  _globals['_NEXT']._serialized_end=983
-  _globals['_ACK']._serialized_start=986
-  _globals['_ACK']._serialized_end=1122
-  _globals['_REFUSAL']._serialized_start=1124
-  _globals['_REFUSAL']._serialized_end=1207
-  _globals['_FRAGMENT']._serialized_start=1209
-  _globals['_FRAGMENT']._serialized_end=1332
-  _globals['_IMAGE']._serialized_start=1335
-  _globals['_IMAGE']._serialized_end=1467
-  _globals['_LABELREQUEST']._serialized_start=1470
-  _globals['_LABELREQUEST']._serialized_end=1605
-  _globals['_LABELREPLY']._serialized_start=1607
-  _globals['_LABELREPLY']._serialized_end=1619
-  _globals['_STATSREQUEST']._serialized_start=1621
-  _globals['_STATSREQUEST']._serialized_end=1635
-  _globals['_STATSREPLY']._serialized_start=1637
-  _globals['_STATSREPLY']._serialized_end=1752
-  _globals['_STATSREPLY_VALUESENTRY']._serialized_start=1707
-  _globals['_STATSREPLY_VALUESENTRY']._serialized_end=1752
-  _globals['_EXPERIENCE']._serialized_start=1755
-  _globals['_EXPERIENCE']._serialized_end=1975
+  _globals['_HELLO']._serialized_end=787
+  _globals['_WELCOME']._serialized_start=790
+  _globals['_WELCOME']._serialized_end=937
+  _globals['_NEXT']._serialized_start=939
+  _globals['_NEXT']._serialized_end=999
+  _globals['_ACK']._serialized_start=1002
+  _globals['_ACK']._serialized_end=1138
+  _globals['_REFUSAL']._serialized_start=1140
+  _globals['_REFUSAL']._serialized_end=1223
+  _globals['_FRAGMENT']._serialized_start=1225
+  _globals['_FRAGMENT']._serialized_end=1348
+  _globals['_IMAGE']._serialized_start=1351
+  _globals['_IMAGE']._serialized_end=1483
+  _globals['_LABELREQUEST']._serialized_start=1486
+  _globals['_LABELREQUEST']._serialized_end=1621
+  _globals['_LABELREPLY']._serialized_start=1623
+  _globals['_LABELREPLY']._serialized_end=1635
+  _globals['_STATSREQUEST']._serialized_start=1637
+  _globals['_STATSREQUEST']._serialized_end=1651
+  _globals['_STATSREPLY']._serialized_start=1653
+  _globals['_STATSREPLY']._serialized_end=1768
+  _globals['_STATSREPLY_VALUESENTRY']._serialized_start=1723
+  _globals['_STATSREPLY_VALUESENTRY']._serialized_end=1768
+  _globals['_EXPERIENCE']._serialized_start=1771
+  _globals['_EXPERIENCE']._serialized_end=1991
 # @@protoc_insertion_point(module_scope)

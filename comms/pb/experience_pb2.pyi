@@ -72,14 +72,16 @@ class Source(_message.Message):
     def __init__(self, producer: _Optional[str] = ..., epoch: _Optional[int] = ..., boot: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("host", "sources", "run")
+    __slots__ = ("host", "sources", "run", "behind")
     HOST_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     host: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     run: str
-    def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
+    behind: bool
+    def __init__(self, host: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., run: _Optional[str] = ..., behind: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("next", "credit", "refusals", "strangers")

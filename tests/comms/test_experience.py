@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from comms import experience_client, experience_service, wire
+from comms import experience_client, experience_messages, experience_service, wire
 from comms.credentials import AllowList, Credentials, Peer, Role
 from comms.experience_client import ExperienceClient, label, replay_stats
 from comms.experience_service import ExperienceService
@@ -424,25 +424,88 @@ def test_exactly_once_from_the_real_spool_into_the_real_store(
     queue.close()
 
 
-def test_live_data_goes_before_what_an_outage_left(
+def test_live_data_does_not_wait_behind_what_an_outage_left(
     head: Head,
     ingest: ModelIngest,
     outbox: ModelOutbox,
     credentials: Callable[[str], Credentials],
     make_fragment: Callable[..., Fragment],
 ) -> None:
-    for k in range(300):
+    """However much is behind, no more of it is in front than may be under way."""
+    gate, append = threading.Event(), ingest.append
+
+    def gated(fragments: Sequence[Parcel]) -> Sequence[Refused]:
+        gate.wait(GENEROUS_S)
+        return append(fragments)
+
+    ingest.append = gated  # type: ignore[method-assign]
+    for k in range(600):
         outbox.put(make_fragment("arm-1", 1, k))
     for k in range(30):
         outbox.put(make_fragment("arm-1", 2, k))
         outbox.put(make_fragment("arm-2", 2, k))
-    with client_of(head.start(), outbox, credentials("host-1")):
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        wait_until(lambda: client.stats()["sent"] >= 60 + 64)
+        gate.set()
         outbox.wait_empty()
-    first = ingest.order[:60]
-    assert {epoch for _, epoch, _ in first} == {2}
+    live = [k for k, (_, epoch, _) in enumerate(ingest.order) if epoch == 2]
+    assert live[-1] < 60 + 3 * 64
     # And no robot waits until the other one is through.
-    assert {producer for producer, _, _ in first[:20]} == {"arm-1", "arm-2"}
-    check_exactly_once(ingest, {("arm-1", 1): 300, ("arm-1", 2): 30, ("arm-2", 2): 30})
+    assert {ingest.order[k][0] for k in live[:20]} == {"arm-1", "arm-2"}
+    check_exactly_once(ingest, {("arm-1", 1): 600, ("arm-1", 2): 30, ("arm-2", 2): 30})
+
+
+def test_an_epoch_that_ends_under_way_changes_over_without_a_gap(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+) -> None:
+    """What was live a moment ago is behind now: it goes on over the other stream."""
+    gate, append = threading.Event(), ingest.append
+
+    def gated(fragments: Sequence[Parcel]) -> Sequence[Refused]:
+        gate.wait(GENEROUS_S)
+        return append(fragments)
+
+    ingest.append = gated  # type: ignore[method-assign]
+    for k in range(200):
+        outbox.put(make_fragment("arm-1", 1, k))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        wait_until(lambda: client.stats()["sent"] >= 60)
+        for k in range(50):
+            outbox.put(make_fragment("arm-1", 2, k))
+        gate.set()
+        outbox.wait_empty()
+        assert client.stats()["gaps"] == 0
+        assert client.stats()["sent"] == 250, "nothing went twice"
+    check_exactly_once(ingest, {("arm-1", 1): 200, ("arm-1", 2): 50})
+
+
+def test_the_stream_for_what_is_behind_is_there_while_something_is(
+    head: Head,
+    ingest: ModelIngest,
+    outbox: ModelOutbox,
+    credentials: Callable[[str], Credentials],
+    make_fragment: Callable[..., Fragment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experience_client, "_LINGER_S", 0.3)
+    outbox.put(make_fragment("arm-1", 1, 0))
+    with client_of(head.start(), outbox, credentials("host-1")) as client:
+        outbox.wait_empty()
+        assert head.service is not None
+        assert head.service.stats()["streams"] == 1
+        for epoch in (10, 20):
+            for k in range(20):
+                outbox.put(make_fragment("arm-1", epoch + 1, k))
+                outbox.put(make_fragment("arm-1", epoch, k))
+            wait_until(lambda: head.service.stats()["streams"] == 2)
+            outbox.wait_empty()
+            wait_until(lambda: head.service.stats()["streams"] == 1)
+            assert client.stats()["connected"] == 1
+    check_exactly_once(ingest, {("arm-1", 1): 1} | {("arm-1", e): 20 for e in (10, 11, 20, 21)})
 
 
 def test_refused_fragments_are_set_aside_and_block_nothing(
@@ -843,7 +906,7 @@ def test_a_fragment_that_cannot_travel_is_set_aside(
     make_fragment: Callable[..., Fragment],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experience_client, "MAX_MESSAGE", (64 << 10) + 20_000)
+    monkeypatch.setattr(experience_messages, "MAX_MESSAGE", (64 << 10) + 20_000)
     for k in range(5):
         fragment = make_fragment(sequence=k)
         if k == 2:
@@ -865,7 +928,7 @@ def test_what_fits_only_compressed_goes_though_its_camera_did_not_shrink_before(
     make_fragment: Callable[..., Fragment],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experience_client, "MAX_MESSAGE", (64 << 10) + 60_000)
+    monkeypatch.setattr(experience_messages, "MAX_MESSAGE", (64 << 10) + 60_000)
     for k in range(4):
         side = 128 if k else 32  # of a large picture, half of whose bits are noise
         noise = np.random.default_rng(k).integers(0, 256, (2, side, side, 3), np.uint8)
@@ -1166,21 +1229,3 @@ def test_labels_and_stats(
     with pytest.raises(LinkError, match="could not label"):
         label(gone, "e", "success", "1")
     gone.close()
-
-
-def test_small_fragments_travel_together_and_no_more_than_fit(
-    outbox: ModelOutbox,
-    credentials: Callable[[str], Credentials],
-    make_fragment: Callable[..., Fragment],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tunnel = DirectTunnel(Endpoints(replay="127.0.0.1:1"), credentials("host-1"))
-    client = ExperienceClient(tunnel, outbox, "host-1")
-    made = [make_fragment(sequence=k) for k in range(5)]
-    size = max(client._fragment(fragment).ByteSize() for fragment in made)
-    monkeypatch.setattr(experience_client, "_TOGETHER", 2 * size)
-    sent = [message.fragments.fragments for message in client._messages(made)]
-    assert [[part.sequence for part in parts] for parts in sent] == [[0, 1], [2, 3], [4]]
-    monkeypatch.setattr(experience_client, "_TOGETHER", size // 2)
-    assert len(list(client._messages(made))) == 5, "one that is larger goes by itself"
-    tunnel.close()

@@ -162,6 +162,33 @@ def test_acknowledgements_in_a_bunch_pretend_no_speed():
     assert rate.value <= 110_000
 
 
+def test_a_bunch_on_one_connection_pretends_no_speed_on_another():
+    """What one brought late, all at once, is not what the other's pieces took."""
+    rate, now = Rate(), 0.0
+    late = [rate.send(0.01 * k, idle=k == 0, full=True) for k in range(10)]
+    now = 0.1
+    for k in range(10):  # the other one's pieces come after 50 ms each
+        mark = rate.send(now, idle=False, full=True)
+        if k == 8:
+            for held in late:
+                rate.arrived(held, 1000, now + 0.04, 10.0, 0.03)
+        now += 0.05
+        rate.arrived(mark, 1000, now, 10.0, 0.03)
+    assert rate.value <= 40_000, "20 pieces in half a second"
+    other = rate.send(now, idle=False, full=True)
+    rate.gone(other)
+    assert rate.send(now + 0.2, idle=False, full=True).first_sent == now + 0.2
+
+
+def test_what_is_stuck_for_long_holds_no_sample_down():
+    rate = Rate()
+    rate.send(0.0, idle=True, full=True)  # on a connection that is gone, and nobody knows yet
+    for k in range(20):
+        mark = rate.send(2.0 + 0.1 * k, idle=False, full=True)
+        rate.arrived(mark, 1000, 2.1 + 0.1 * k, 10.0, 0.05)
+    assert rate.value == pytest.approx(10_000)
+
+
 def test_a_clock_is_asked_for_by_default():
     before = time.monotonic()
     link = Link()

@@ -54,7 +54,7 @@ def test_a_channel_is_one_and_the_same(credentials: Callable[[str], Credentials]
 
 def test_urgent_and_bulk_are_apart_and_all_there_is() -> None:
     assert not set(URGENT) & set(BULK)
-    assert {*URGENT, *BULK} == {"hub", "fresh", "weights", "replay", "reader"}
+    assert {*URGENT, *BULK} == {"hub", "fresh", "weights", "replay", "behind", "reader"}
 
 
 def test_another_name_than_the_certificates_is_not_believed(
