@@ -33,7 +33,7 @@ demo: venv system ## install everything and run the whole system from deploy/dem
 test: venv system-tests ## install everything and run all tests
 	@.venv/bin/python -m pytest $(ARGS)
 
-chaos: venv system-tests ## kill, cut, fill and damage stores for half an hour; counts what they survived
+chaos: venv system-tests ## kill, cut, fill and damage stores for an hour and more; counts what they survived
 	@scripts/chaos $(ARGS)
 
 nat: venv system-tests ## run the demo with its arms behind a NAT, over each kind of tunnel, until it passes

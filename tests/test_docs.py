@@ -37,6 +37,31 @@ def test_every_decision_is_listed_and_complete():
             assert part in text
 
 
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_fault_names_tests_that_are_there():
+    text = (ROOT / "docs" / "faults.md").read_text()
+    named = TEST.findall(text)
+    assert len(named) > 40
+    lost = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists()
+        or not re.search(rf"^\s*def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert not lost
+
+
+def test_every_fault_of_a_table_names_a_test_or_a_benchmark():
+    text = (ROOT / "docs" / "faults.md").read_text()
+    for heading in re.findall(r"^## (.*)$", text, re.MULTILINE)[:-1]:
+        part = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+        rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
+        assert rows
+        assert [row for row in rows if not (TEST.search(row) or "user-system bench" in row)] == []
+
+
 @pytest.mark.parametrize("words", [Segment, End, Purpose], ids=lambda words: words.__name__)
 def test_the_architecture_names_every_word_of_a_table(words):
     text = (ROOT / "docs" / "architecture.md").read_text()
