@@ -4,7 +4,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,13 +56,16 @@ DOORS = {
 HEAVY = {"torch", "ray", "grpc", "zmq", "fastapi", "mujoco", "lmdb", "google.protobuf", "ruckig"}
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield (top-level package, line) of everything a file imports, wherever in the file."""
+@cache
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Return (top-level package, line) of everything a file imports, wherever in the file."""
+    found: list[tuple[str, int]] = []
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+            found += [(alias.name.partition(".")[0], node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0], node.lineno
+            found.append((node.module.partition(".")[0], node.lineno))
+    return found
 
 
 @pytest.mark.parametrize("vendor", DOORS)
@@ -118,6 +121,58 @@ def test_what_a_package_takes_in_it_uses_or_exports(path):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             declared = set(ast.literal_eval(node.value))
     assert taken - used <= declared
+
+
+def names_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def needs(path: Path, modules: set[str]) -> set[str]:
+    """Return the modules of ours that one needs when it runs, wherever in it they are imported."""
+    tree = ast.parse(path.read_text())
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for part in node.body
+        for inner in ast.walk(part)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & modules or {node.module}
+    return found & modules - {names_of(path)}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return modules of which each needs the next, and the last the first; none: []."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_module_needs_itself_through_others():
+    modules = {names_of(path) for path in SOURCES}
+    graph = {names_of(path): needs(path, modules) for path in SOURCES}
+    assert len(graph["user_system.cli"]) > 0, "the walk sees imports"
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle(graph) == []
 
 
 def test_the_four_packages_are_of_one_parent():

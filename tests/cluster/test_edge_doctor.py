@@ -14,8 +14,8 @@ from comms.pb import hub_pb2
 from comms.serving import serve
 from user_system.cluster import edge_doctor
 from user_system.cluster.configs import JoinFacts
-from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
+from user_system.cluster.finding import Finding
 from user_system.core.clock import WallClock
 from user_system.core.errors import ConfigError
 from user_system.core.versions import PROTOCOL

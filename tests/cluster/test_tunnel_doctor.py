@@ -9,7 +9,7 @@ import pytest
 
 from comms import admission, ssh_keys, wireguard_link
 from user_system.cluster import tunnel_doctor
-from user_system.cluster.doctor import Finding
+from user_system.cluster.finding import Finding
 
 
 def found(pki: Path, kind: str, settings: dict[str, Any]) -> dict[str, Finding]:

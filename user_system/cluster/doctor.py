@@ -9,10 +9,10 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from user_system.cluster import machine, runs
+from user_system.cluster import machine, runs, tunnel_doctor
+from user_system.cluster.finding import Finding
 from user_system.core.errors import UserSystemError
 from user_system.core.registry import GROUPS, Registry
 
@@ -26,17 +26,6 @@ _MODULES = {
 
 
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    found: str
-    ok: bool
-    todo: str = ""
-    """What to do where it is not ok."""
 
 
 def examine() -> list[Finding]:
@@ -131,8 +120,6 @@ def _runs() -> Iterator[Finding]:
 
 
 def _tunnels() -> Iterator[Finding]:
-    from user_system.cluster import tunnel_doctor  # which makes findings too
-
     yield from tunnel_doctor.programs()
 
 

@@ -16,8 +16,8 @@ from comms.credentials import Credentials
 from comms.hub_client import HubClient
 from user_system.cluster import census, dial, setup, spools, tunnel_doctor
 from user_system.cluster.configs import LinkConfig
-from user_system.cluster.doctor import Finding
 from user_system.cluster.edge_home import EdgeFile, EdgeHome
+from user_system.cluster.finding import Finding
 from user_system.core.clock import span
 from user_system.core.errors import ConfigError, SecurityError, StoreError, UserSystemError
 from user_system.core.versions import check_version

@@ -10,7 +10,7 @@ from typing import Any
 
 from comms import wireguard_link
 from comms.ssh_client import KEY, KNOWN_HOSTS
-from user_system.cluster.doctor import Finding
+from user_system.cluster.finding import Finding
 from user_system.cluster.sshd_host import SBIN
 
 _REACH_S = 3.0
