@@ -314,13 +314,3 @@ def test_a_remote_host_is_told_of_its_shard(tmp_path) -> None:
     config = json.loads(placed.configs[tmp_path / "there/config/shard-lab-2.json"])
     assert config["directory"] == str(tmp_path / "there/edge/lab-2/replay")
     assert config["shard"]["pki"] == str(tmp_path / "there/edge/lab-2/pki")
-
-
-def test_an_sshd_of_its_own_comes_with_the_run_where_robot_hosts_come_by_it(tmp_path) -> None:
-    ssh = ("tunnel.kind=ssh", "tunnel.host=head.example", "tunnel.ssh.port=7404")
-    own, remote = "tunnel.ssh.host_key=own", ("robots.arm-2.host=lab-2", "hosts.lab-2.remote=true")
-    found = by_name(composer(tmp_path, *ssh, own, *remote).processes())
-    assert found["sshd"].ports == (7404,)
-    assert found["sshd"].config.file == found["hub"].config.link.pki / "sshd_config"
-    assert "sshd" not in by_name(composer(tmp_path, *ssh, own).processes()), "nobody would come"
-    assert "sshd" not in by_name(composer(tmp_path, *ssh, *remote).processes()), "the machine's"

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from comms.ssh_keys import SSHD_CONFIG
 from user_system.cluster import away, configs, resources
 from user_system.cluster.compose_host import RobotHost
 from user_system.cluster.edges import LEARNER
@@ -30,7 +29,6 @@ class Composer(Wiring):
         learners = self.manifest.learners if self.learning else {}
         parts = [self._ray()] if learners else []
         parts += [self._hub(), self._replay()]
-        parts += [self._sshd()] if self.manifest.serves_ssh else []
         parts += [self._reader()] if self._draws_remotely else []
         parts += [self._policy(name, entry) for name, entry in self.manifest.away.items()]
         for host in self.manifest.edge_hosts:
@@ -117,11 +115,6 @@ class Composer(Wiring):
             # It works for learners, so it has their place behind the robots.
             nice=max(entry.nice for entry in self.manifest.learners.values()),
         )
-
-    def _sshd(self) -> Process:
-        port = self.manifest.tunnel.ssh.port
-        config = configs.SshdHostConfig(self.run.pki / SSHD_CONFIG, port)
-        return self.ours("sshd", "sshd", config, HEAD, "lets robot hosts through", ports=(port,))
 
     @property
     def _owners(self) -> dict[str, str]:

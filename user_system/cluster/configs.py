@@ -151,16 +151,6 @@ class ReaderHostConfig:
 
 
 @dataclass(frozen=True)
-class SshdHostConfig:
-    """An sshd that lets robot hosts through, and does nothing else."""
-
-    file: Path
-    """Its configuration, as ``comms.ssh_keys.sshd_config`` makes it."""
-    port: int = field(metadata={"min": 1, "max": 65535})
-    """Where it listens, as that says."""
-
-
-@dataclass(frozen=True)
 class WorldHostConfig:
     """The physics and control box of one simulated robot."""
 

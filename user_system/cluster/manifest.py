@@ -228,7 +228,7 @@ class SshEntry:
     port: int = 22
     host_key: str | None = None
     """The sshd's public host key, as in ``/etc/ssh/ssh_host_ed25519_key.pub``, which is read where
-    none is given; ``own``: of an sshd that the run starts itself, for robot hosts alone."""
+    none is given; ``own``: of an sshd that is run with ``<run>/pki/sshd_config``."""
 
     def __post_init__(self) -> None:
         Destination(self.user or "none", self.host or "none", self.port)
@@ -437,12 +437,6 @@ class Manifest:
     def remote_hosts(self) -> list[str]:
         """Edge hosts that are machines of their own."""
         return [host for host in self.edge_hosts if self.is_remote(host)]
-
-    @property
-    def serves_ssh(self) -> bool:
-        """Whether the run starts an sshd of its own for robot hosts."""
-        way = self.tunnel
-        return bool(self.remote_hosts) and way.kind == "ssh" and way.ssh.host_key == OWN
 
     @property
     def shards(self) -> list[str]:

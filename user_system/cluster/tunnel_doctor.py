@@ -1,6 +1,5 @@
 """What this machine has for tunnels, each finding with the line that mends it."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 from comms import wireguard_link
 from comms.ssh_client import KEY, KNOWN_HOSTS
 from user_system.cluster.finding import Finding
-from user_system.cluster.sshd_host import SBIN
 
 _REACH_S = 3.0
 
@@ -19,7 +17,6 @@ _REACH_S = 3.0
 def programs() -> Iterator[Finding]:
     """Look for what the kinds of tunnels need; a lack is no fault unless the kind is wanted."""
     yield _program("ssh", "tunnel.kind: ssh", "openssh-client", ("ssh", "-V"))
-    yield _program("sshd", "tunnel.ssh.host_key: own", "openssh-server", ("sshd", "-V"))
     missing = wireguard_link.lacking()
     found = "kernel" if Path("/sys/module/wireguard").exists() else "wireguard-go"
     yield Finding(
@@ -45,11 +42,9 @@ def robot_host(pki: Path, kind: str, settings: Mapping[str, Any]) -> Iterator[Fi
 
 
 def _program(name: str, purpose: str, package: str, version: tuple[str, ...]) -> Finding:
-    there = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}")
-    if there is None:
+    if shutil.which(name) is None:
         return Finding(name, f"no; only for {purpose} (apt-get install {package})", True)
-    argv = [there, *version[1:]]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=10.0)
+    done = subprocess.run(version, capture_output=True, text=True, timeout=10.0)
     return Finding(name, (done.stderr or done.stdout).strip().split(",")[0], True)
 
 
