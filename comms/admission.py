@@ -66,6 +66,21 @@ def publish(pki: Path, kind: str, settings: Mapping[str, Any], endpoints: Sequen
         write(pki / OFFER, json.dumps(offer, indent=1, sort_keys=True).encode())
 
 
+def offered(pki: Path) -> dict[str, Any]:
+    """Return what ``publish`` wrote: ``kind``, ``settings``, ``endpoints``.
+
+    Raises:
+        SecurityError: it is damaged.
+    """
+    try:
+        offer = json.loads((pki / OFFER).read_text())
+        return {"kind": offer["kind"], **{k: offer[k] for k in ("settings", "endpoints")}}
+    except FileNotFoundError:
+        return {"kind": "direct", "settings": {}, "endpoints": []}
+    except (ValueError, TypeError, KeyError) as error:
+        raise SecurityError(f"{pki / OFFER} is damaged", got=error, todo="Start again.") from error
+
+
 def prepare(pki: Path) -> dict[str, str]:
     """Return this robot host's public keys, kind -> key, made at the first call.
 
@@ -92,7 +107,7 @@ def admit(pki: Path, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
         SecurityError: not a name, no key of the kind, or another host's.
     """
     check_name(name)
-    offer = _offer(pki)
+    offer = offered(pki)
     kind, settings = offer["kind"], offer["settings"]
     if kind != "direct" and kind not in keys:
         raise SecurityError(
@@ -148,7 +163,7 @@ def dismiss(pki: Path, name: str) -> None:
         peers = wireguard.read_peers(pki)
         gone = peers.pop(name, None)
         if gone is not None:
-            here = _network(_offer(pki)["settings"])
+            here = _network(offered(pki)["settings"])
             wireguard.write_peers(pki, here, peers)
             conf = pki / f"{here.interface}.conf"
             _tell(wireguard_link.drop_peer(conf, gone.key), f"take {name} off the tunnel")
@@ -183,16 +198,6 @@ def _network(settings: Mapping[str, Any]) -> wireguard.Network:
         return wireguard.Network(**{k: v for k, v in settings.items() if k != "host"})
     except TypeError as error:
         raise ConfigError("no setting of a wireguard tunnel", got=error) from error
-
-
-def _offer(pki: Path) -> dict[str, Any]:
-    try:
-        offer = json.loads((pki / OFFER).read_text())
-        return {"kind": offer["kind"], **{k: offer[k] for k in ("settings", "endpoints")}}
-    except FileNotFoundError:
-        return {"kind": "direct", "settings": {}, "endpoints": []}
-    except (ValueError, TypeError, KeyError) as error:
-        raise SecurityError(f"{pki / OFFER} is damaged", got=error, todo="Start again.") from error
 
 
 @contextmanager

@@ -83,6 +83,17 @@ def test_a_host_behind_a_tunnel_is_not_near(tmp_path) -> None:
     assert composed.of_host("local")[-1].config.shelf is not None
 
 
+def test_an_own_sshd_is_run_where_robot_hosts_come_through_it(tmp_path) -> None:
+    ssh = ("tunnel.kind=ssh", "tunnel.host=192.0.2.1", "tunnel.ssh.port=7404")
+    own = (*ssh, "tunnel.ssh.host_key=own")
+    far = ("hosts.lab-1.remote=true", "robots.arm-2.host=lab-1")
+    found = by_name(composer(tmp_path, *own, *far).processes())["sshd"]
+    assert found.config.file == tmp_path / "run" / "pki" / "sshd_config"
+    assert "sshd" in by_name(composer(tmp_path, *own, *far, learning=False).processes())
+    for settings in (own, (*ssh, *far), (*far, "tunnel.listen=0.0.0.0", "tunnel.host=192.0.2.1")):
+        assert "sshd" not in by_name(composer(tmp_path, *settings).processes()), settings
+
+
 @pytest.mark.parametrize(
     "setting",
     ["max_age=0s", "max_age=-1s", "on_stale=stop", "dtype=float16", "age=3s"],

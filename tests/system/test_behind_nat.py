@@ -130,15 +130,6 @@ class Site:
 
     # --- what a person does -----------------------------------------------------------------------
 
-    def serve_ssh(self) -> None:
-        """Run the sshd that docs/network.md tells a person to run."""
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        with (self.head / "logs" / "sshd.log").open("wb") as log:
-            self.lab.head.popen(
-                [str(SSHD), "-D", "-e", "-f", str(self.head / "pki" / "sshd_config")], stderr=log
-            )
-
     def invite(self) -> list[str]:
         """Return the words that the head prints for the robot host."""
         printed = self.lab.head.run([*CLI, "enrol", "create", HOST, "--run", str(self.head)])
@@ -239,8 +230,6 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 
 def test_the_demo_learns_behind_a_nat(site: Site) -> None:
     site.says("head", "all processes serve")
-    if site.kind == "ssh":
-        site.serve_ssh()
     site.joins(site.invite())
     site.says("edge", f"{HOST} is live")
     people_demonstrate(site)

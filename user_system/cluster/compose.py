@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comms.ssh_keys import SSHD_CONFIG
 from user_system.cluster import away, configs, resources
 from user_system.cluster.compose_host import RobotHost
 from user_system.cluster.edges import LEARNER
@@ -31,6 +32,7 @@ class Composer(Wiring):
         parts += [self._hub(), self._replay()]
         parts += [self._reader()] if self._draws_remotely else []
         parts += [self._policy(name, entry) for name, entry in self.manifest.away.items()]
+        parts += [self._sshd()] if self.manifest.own_sshd else []
         for host in self.manifest.edge_hosts:
             parts += [self._resource_node(host)] if learners else []
             if not self.manifest.is_remote(host):
@@ -115,6 +117,13 @@ class Composer(Wiring):
             # It works for learners, so it has their place behind the robots.
             nice=max(entry.nice for entry in self.manifest.learners.values()),
         )
+
+    def _sshd(self) -> Process:
+        config = configs.SshdHostConfig(
+            file=self.run.pki / SSHD_CONFIG, pid_file=self.run.sockets / "sshd.pid"
+        )
+        ports = (self.ports.sshd,)
+        return self.ours("sshd", "sshd", config, HEAD, "lets robot hosts in", ports=ports)
 
     @property
     def _owners(self) -> dict[str, str]:

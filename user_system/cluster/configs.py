@@ -151,6 +151,16 @@ class ReaderHostConfig:
 
 
 @dataclass(frozen=True)
+class SshdHostConfig:
+    """The sshd that lets robot hosts in, where it is one for this run alone."""
+
+    file: Path
+    """Its configuration."""
+    pid_file: Path
+    """Which it writes as soon as it listens."""
+
+
+@dataclass(frozen=True)
 class WorldHostConfig:
     """The physics and control box of one simulated robot."""
 

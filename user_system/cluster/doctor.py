@@ -117,6 +117,15 @@ def _runs() -> Iterator[Finding]:
         ok = run.record.launcher_alive
         todo = "" if ok else f"user-system down {run.root}"
         yield Finding(f"run {run.root}", "up" if ok else "its launcher was killed", ok, todo)
+        if ok:
+            yield from _way_in(run.root / "pki")
+
+
+def _way_in(pki: Path) -> Iterator[Finding]:
+    try:
+        yield from tunnel_doctor.head(pki)
+    except UserSystemError as error:
+        yield Finding("tunnel", error.what, False, error.todo)
 
 
 def _tunnels() -> Iterator[Finding]:

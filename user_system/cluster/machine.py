@@ -1,6 +1,7 @@
 """What a machine must have before a run may start; everything missing is found at once."""
 
 import ctypes.util
+import getpass
 import importlib.util
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from user_system.cluster import sshd_host
 from user_system.cluster.manifest import Manifest
 from user_system.cluster.tree import Problems
 from user_system.core.errors import MissingError
@@ -56,6 +58,7 @@ def check(manifest: Manifest, machine: Machine, problems: Problems) -> None:
     _check_compute(manifest, machine, problems)
     _check_disk(manifest, machine, problems)
     _check_packages(manifest, problems)
+    _check_sshd(manifest, problems)
     if cameras_of(manifest) and not can_render():
         problems.add(
             "",
@@ -108,6 +111,25 @@ def _check_packages(manifest: Manifest, problems: Problems) -> None:
         if importlib.util.find_spec(module) is None:
             todo = f"Install it: pip install 'user-system[{extra}]'."
             problems.add("", "", f"Python package {module} is missing", todo=todo)
+
+
+def _check_sshd(manifest: Manifest, problems: Problems) -> None:
+    way = manifest.tunnel.ssh
+    if not manifest.own_sshd:
+        return
+    try:
+        sshd_host.program()
+    except MissingError as error:
+        problems.add("", "tunnel.ssh.host_key", error.what, todo=error.todo)
+    if way.user not in (None, getpass.getuser()):
+        problems.add(
+            "",
+            "tunnel.ssh.user",
+            "an sshd of the run's own lets in who runs it, and nobody else",
+            got=way.user,
+            allowed=getpass.getuser(),
+            todo="Leave it out, or give the host_key of the machine's own sshd.",
+        )
 
 
 def cameras_of(manifest: Manifest) -> list[str]:

@@ -228,7 +228,7 @@ class SshEntry:
     port: int = 22
     host_key: str | None = None
     """The sshd's public host key, as in ``/etc/ssh/ssh_host_ed25519_key.pub``, which is read where
-    none is given; ``own``: of an sshd that is run with ``<run>/pki/sshd_config``."""
+    none is given; ``own``: ``up`` runs an sshd for this alone, at ``port``."""
 
     def __post_init__(self) -> None:
         Destination(self.user or "none", self.host or "none", self.port)
@@ -400,6 +400,12 @@ class Manifest:
         """Whether anybody draws from the replay buffer over the network."""
         remote = any(entry.replay == "remote" for entry in self.learners.values())
         return self.replay.serve or remote or bool(self.shards)
+
+    @property
+    def own_sshd(self) -> bool:
+        """Whether robot hosts come in through an sshd of the run's own."""
+        way = self.tunnel
+        return bool(self.remote_hosts) and way.kind == "ssh" and way.ssh.host_key == OWN
 
     @property
     def page_host(self) -> str:

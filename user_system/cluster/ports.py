@@ -29,6 +29,8 @@ class Ports:
     ray: int
     ray_client: int
     """Ray opens it on the head whether wanted or not."""
+    sshd: int = 0
+    """Only where the run has an sshd of its own."""
     policies: Mapping[str, int] = field(default_factory=dict)
     """Actor -> port of its policy at the head."""
 
@@ -57,6 +59,8 @@ def choose(manifest: Manifest, problems: Problems) -> Ports:
         "ray": ("ray.port", LOOPBACK, manifest.ray.port),
         "ray_client": ("", LOOPBACK, 0),
     }
+    if manifest.own_sshd:
+        asked["sshd"] = ("tunnel.ssh.port", EVERYWHERE, way.ssh.port)
     with contextlib.ExitStack() as held:  # until all are chosen, so that none is chosen twice
         own = {
             name: _take(held, path, host, port, problems)
