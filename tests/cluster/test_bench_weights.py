@@ -6,9 +6,17 @@ from contextlib import ExitStack
 import pytest
 
 from user_system.cluster import bench
-from user_system.cluster.bench import net, net_weights, net_weights_line, net_weights_peers
+from user_system.cluster.bench import (
+    net,
+    net_weights,
+    net_weights_acks,
+    net_weights_line,
+    net_weights_peers,
+)
 from user_system.cluster.bench.figures import Figure
+from user_system.cluster.bench.net_weights_acks import Seen
 from user_system.cluster.bench.net_weights_line import CHUNK, Found
+from user_system.cluster.lab import available
 from user_system.core.errors import LinkError
 
 
@@ -79,10 +87,13 @@ def test_a_quick_run_has_all_ways(tmp_path):
 # --- on a slow line ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("worse", ["killed", "silent"])
 @pytest.mark.parametrize(("again", "ok"), [(3 * CHUNK, True), (3 * CHUNK + 1, False)])
-def test_what_was_sent_again_counts_by_the_cut(tmp_path, monkeypatch, again, ok):
-    def run(directory, size, cuts):
-        return Found(8.0 * size / net_weights_line.RATE_BPS, size + (again if cuts else 0))
+def test_what_was_sent_again_counts_by_the_cut(tmp_path, monkeypatch, again, ok, worse):
+    def run(directory, size, cuts, silence_s=0.0):
+        assert bool(silence_s) == (directory.name == "silent")
+        here = directory.name == worse
+        return Found(8.0 * size / net_weights_line.RATE_BPS, size + (again if here else 0))
 
     monkeypatch.setattr(net_weights, "available", lambda: None)
     monkeypatch.setattr(net_weights_line, "run", run)
@@ -103,6 +114,27 @@ def test_a_host_that_ends_is_said_so():
     process = type("Process", (), {"stdout": io.StringIO(""), "args": ["edge"]})()
     with pytest.raises(LinkError, match="a process of the benchmark ended"):
         net_weights_line._line(process)
+
+
+def test_acknowledgements_meanwhile_are_compared_with_those_before():
+    seen = Seen([0.05] * 99 + [0.06] * 2, [0.1] * 99 + [0.12] * 2, [8.0, 8.1])
+    figure = net_weights_acks.figure(net_weights_acks.Load(), seen)
+    assert (figure.value, figure.ok) == (pytest.approx(2.0), True)
+    assert "the line alone 8.0" in figure.note
+    slower = Seen(seen.before, [0.2] * 100, [8.0])
+    assert not net_weights_acks.figure(net_weights_acks.Load(), slower).ok
+    nobody = Seen(seen.before, [], [])
+    assert net_weights_acks.figure(net_weights_acks.Load(), nobody).value is None
+
+
+@pytest.mark.system
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(bool(available()), reason=available() or "can be made")
+def test_a_quick_run_records_while_weights_come(tmp_path):
+    figure = measured(tmp_path, *net_weights_acks.IDS)[net_weights_acks.IDS[0]]
+    assert figure.value is not None, figure.note
+    assert "1 versions of 1 MB" in figure.note
 
 
 # --- at the swap ---------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ FIGURES = {
     "net.mtls_cost": "net_mtls",
     "net.weights_line_ratio": "net_weights",
     "net.weights_resent_chunks": "net_weights",
+    "net.weights_ack_ratio": "net_weights_acks",
     "net.weights_vs_best_peer": "net_weights",
     "net.swap_pause_ms": "net_weights",
 }

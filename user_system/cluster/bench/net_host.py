@@ -12,6 +12,8 @@ from typing import Any
 
 from comms.experience_client import ExperienceClient
 from comms.link import Link
+from comms.tunnel import Tunnel
+from comms.weight_puller import WeightPuller
 from user_system.cluster import dial
 from user_system.cluster.bench.ingest_outbox import EPISODE, Factory
 from user_system.cluster.bench.net_presence import Presence
@@ -22,8 +24,10 @@ from user_system.core.clock import SECOND, WallClock
 from user_system.core.errors import ConfigError, LinkError, StoreError
 from user_system.core.ports import Outbox, Refused
 from user_system.core.types import Fragment
+from user_system.edge.messages import WeightsReady
 from user_system.edge.recorder import BACKLOG
 from user_system.edge.spool import Spool
+from user_system.edge.weight_client import WeightClient
 from user_system.replay.queue import Queue
 
 POLL_S = 0.005
@@ -128,6 +132,11 @@ class Host:
         self._spool: Spool | None = None
         self._client: ExperienceClient | None = None
         self._presence: Presence | None = None
+        self._way: Tunnel | None = None
+        self._lanes = Link()
+        """As on every robot host: bulk never fills the link (`comms.lanes`)."""
+        self._versions: dict[int, int] = {}
+        """Version -> when it was laid down, monotonic ns."""
 
     def connect(self, link: dict[str, Any], directory: str, hub: bool, timeout_s: float) -> None:
         """Open the spool, dial, and wait until all lanes are there.
@@ -139,12 +148,11 @@ class Host:
         self._name = config.name
         queue = Queue(place / "spool", max_bytes=2 * _QUOTA, first_epoch=int(time.time()))
         self._stack.enter_context(queue.open(create=True))
-        way = self._stack.enter_context(dial.tunnel(config))
+        way = self._way = self._stack.enter_context(dial.tunnel(config))
         spool = self._spool = Spool(queue, quota_bytes=_QUOTA)
         spool.start(place / "journals")
         self._stack.callback(spool.close)
-        # As on every robot host: bulk never fills the link (`comms.lanes`).
-        lanes = Link()
+        lanes = self._lanes
         self._client = ExperienceClient(
             way,
             Noted(spool, self.books),
@@ -166,6 +174,39 @@ class Host:
         if first:
             for work in (self._record, self._watch):
                 threading.Thread(target=work, daemon=True).start()
+
+    def follow(self, policy: str, directory: str) -> None:
+        """Fetch each version of a policy from now on.
+
+        Raises:
+            ConfigError: not connected.
+        """
+        if (way := self._way) is None:
+            raise ConfigError("not connected")
+
+        def ready(policy: str, found: WeightsReady) -> None:
+            del policy
+            self._versions[found.version] = time.monotonic_ns()
+
+        client = WeightClient(
+            lambda: WeightPuller(way, budget=self._lanes.weights), Path(directory), ready
+        )
+        client.start()
+        self._stack.callback(client.close)
+        client.follow(policy)
+
+    def has(self, version: int, timeout_s: float) -> int:
+        """Wait for a version; return when it was laid down, monotonic ns.
+
+        Raises:
+            LinkError: it did not come in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while version not in self._versions:
+            if time.monotonic() > deadline:
+                raise LinkError(f"version {version} did not come in {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+        return self._versions[version]
 
     def delays(self, since_ns: int, until_ns: int, timeout_s: float) -> list[float]:
         """Return how long each acknowledgement took of what was recorded in a stretch of time, s.
@@ -307,7 +348,7 @@ def main() -> None:
     host = Host()
     questions = (
         host.connect, host.begin, host.delays, host.backlog, host.waiting, host.sessions,
-        host.episode_after, host.back, host.end,
+        host.episode_after, host.back, host.end, host.follow, host.has,
     )  # fmt: skip
     try:
         serve({question.__name__: question for question in questions})

@@ -1,4 +1,8 @@
-"""Weights on a slow line: 20 MB at 20 Mbit/s through a router, whole and with a host that dies."""
+"""Weights on a slow line: 20 MB at 20 Mbit/s through a router, whole, and cut on the way.
+
+Cut by the end of the robot host's process, or by a line that falls silent for longer than either
+end waits: then the connection ends, and another one goes on.
+"""
 
 import subprocess
 import sys
@@ -21,6 +25,8 @@ CHUNK = 20_000
 """Bytes of a piece: 8 ms of the line."""
 CAP = int(RATE_BPS / 8 * (0.040 + 0.050))
 """Bytes under way: rate x (base round trip + 50 ms)."""
+SILENCE_S = 12.0
+"""A cut of the line: two seconds more than a stream may be silent."""
 _TENSORS = 40
 _MODULE = hosts.__name__
 
@@ -35,8 +41,15 @@ class Found:
     """Bytes that arrived at it, in all its lives."""
 
 
-def run(directory: Path, size: int, cuts: int) -> Found:
-    """Let a robot host fetch one version, killed ``cuts`` times on the way."""
+def run(directory: Path, size: int, cuts: int, silence_s: float = 0.0) -> Found:
+    """Let a robot host fetch one version, cut ``cuts`` times on the way.
+
+    Args:
+        directory: for keys, store and host; made here.
+        size: of the version, bytes.
+        cuts: how often.
+        silence_s: for so long the line is silent at each cut; 0: the host is killed instead.
+    """
     directory.mkdir(parents=True)
     with Lab("line20") as lab:
         pki = directory / "pki"
@@ -67,9 +80,14 @@ def run(directory: Path, size: int, cuts: int) -> Found:
         publisher = [sys.executable, "-m", __name__, str(pki), str(port), str(size)]
         began = int(lab.head.run(publisher, timeout_s=120.0))
         came = 0
-        for _ in range(cuts):
-            came += _part(life, size // (cuts + 1))
-            life = lab.edge.popen(edge, **pipes)
+        for number in range(cuts):
+            if silence_s:
+                _wait(life, (number + 1) * size // (cuts + 1))
+                with lab.link.outage():
+                    time.sleep(silence_s)
+            else:
+                came += _part(life, size // (cuts + 1))
+                life = lab.edge.popen(edge, **pipes)
         _, ended, rest = map(int, _line(life).split())
         life.kill()
         life.wait()
@@ -78,10 +96,16 @@ def run(directory: Path, size: int, cuts: int) -> Found:
 
 def _part(process: "subprocess.Popen[str]", size: int) -> int:
     """Let a host fetch ``size`` bytes and kill it; return how many it got to know of."""
-    while (came := _ask(process)) < size:
-        time.sleep(0.02)
+    came = _wait(process, size)
     process.kill()
     process.wait()
+    return came
+
+
+def _wait(process: "subprocess.Popen[str]", size: int) -> int:
+    """Wait until a host got ``size`` bytes; return how many it got."""
+    while (came := _ask(process)) < size:
+        time.sleep(0.02)
     return came
 
 
