@@ -41,7 +41,7 @@ TARGET_S = 0.05
 FIRST = 125_000.0
 """What a link is taken for before anything is known, bytes/s: 1 Mbit/s."""
 
-LEAST, MOST = 2 << 10, 256 << 10
+LEAST, MOST = 1 << 10, 256 << 10
 """Bounds of a piece, bytes."""
 
 _PIECE_S = 0.008
@@ -125,7 +125,7 @@ class Budget(Protocol):
     """What one lane may have under way. Thread-safe."""
 
     def chunk(self) -> int:
-        """Return the largest piece that keeps the link responsive, bytes: 2 KiB to 256 KiB."""
+        """Return the largest piece that keeps the link responsive, bytes: 1 KiB to 256 KiB."""
 
     def limit(self) -> int:
         """Return bytes that may be under way now in this direction, all lanes together."""
@@ -371,7 +371,9 @@ class Pipe:
     def _lower(self, queue: float, now: float, base_s: float) -> None:
         self._vain, self._calm_rounds = self._vain + 1, 0
         self._less_s = max(self._least_s(base_s), self._less_s - (queue - _AIM_S))
-        if queue > 2 * TARGET_S:  # the link is another one than the older samples are of
+        # Twice in a row: the link is another one than the older samples are of. Once: echoes came
+        # late together, as what is lost and sent again does.
+        if queue > 2 * TARGET_S and self._vain > 1:
             self._rate.forget(now - max(_ROUND_S, 2 * base_s))
 
     def _recover(self, queue: float) -> None:

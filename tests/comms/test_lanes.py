@@ -69,7 +69,8 @@ def test_the_queue_stays_short_and_the_link_full(mbit, base_s, jitter_s, seed):
     delivered, since = link.delivered, link.now
     link.run(12.0)
     waits = link.waits(since)
-    bound = TARGET_S + link.lane.chunk() / link.rate + jitter_s
+    # What jitters the echoes is in the base and in the queue that they show.
+    bound = TARGET_S + link.lane.chunk() / link.rate + 2 * jitter_s
     assert waits[int(0.99 * len(waits))] <= bound
     assert waits[-1] <= bound + 0.02, "as it is emptied and filled again, and after a bad sample"
     assert link.delivered - delivered >= 0.9 * link.rate * (link.now - since)
