@@ -12,7 +12,7 @@ import pytest
 from comms.authority import Authority
 from comms.credentials import Credentials, Role
 from comms.tunnel import DirectTunnel, Endpoints
-from comms.weights import WeightPublisher
+from comms.weight_publisher import WeightPublisher
 from user_system.cluster import configs, hub_host
 from user_system.cluster.process import Life
 from user_system.core.errors import SecurityError

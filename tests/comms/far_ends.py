@@ -29,8 +29,9 @@ from comms.hub_service import HubService
 from comms.pb import fresh_pb2 as fresh
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints, open_tunnel
+from comms.weight_publisher import WeightPublisher
 from comms.weight_puller import Wanted, WeightPuller
-from comms.weights import WeightPublisher, WeightService
+from comms.weight_service import WeightService
 from user_system.core.errors import UserSystemError
 from user_system.core.types import End, Fragment, FragmentHeader, Purpose, Segment
 

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comms import weight_puller
 from comms.credentials import AllowList, Credentials
 from comms.pb import weights_pb2 as pb
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
-from comms.weight_puller import MOST_WAITING, Transfer, Wanted, WeightPuller
-from comms.weights import MAX_PIECE, PART, WeightPublisher, WeightService, list_versions, roll_back
+from comms.weight_publisher import PART, WeightPublisher
+from comms.weight_puller import Wanted, WeightPuller
+from comms.weight_sender import MAX_PIECE
+from comms.weight_service import WeightService
+from comms.weight_stream import MOST_WAITING, Inbox
+from comms.weight_transfer import Transfer
+from comms.weights import list_versions, roll_back
 from comms.wire_specs import manifest_to_proto
 from user_system.codec import deltas
 from user_system.codec.arrays import checked_size
@@ -441,7 +445,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_a_store_that_sends_what_nobody_asked_for_is_held_back() -> None:
-    inbox = weight_puller._Inbox()
+    inbox = Inbox()
     sent: list[int] = []
 
     def flood() -> None:
@@ -468,22 +472,23 @@ def test_a_store_that_sends_what_nobody_asked_for_is_held_back() -> None:
 
 def test_an_inbox_says_when_nothing_comes() -> None:
     with pytest.raises(TimeoutError):
-        weight_puller._Inbox().get(0.01)
+        Inbox().get(0.01)
 
 
 def test_too_much_at_once_is_refused(dial: Callable[[str], DirectTunnel]) -> None:
-    from comms.weights import MAX_ASKS, _stub
+    from comms.weight_sender import MAX_ASKS
+    from comms.weights import stub
 
     tunnel = dial("host-1")
     for asks in ([MAX_PIECE + 1], [1] * (MAX_ASKS + 1)):
         request = pb.PullRequest(want=pb.Want(policy="p", asks=asks))
         with pytest.raises(Exception, match="too much is asked for"):
-            next(_stub(tunnel).Pull(iter([request])))
+            next(stub(tunnel).Pull(iter([request])))
 
 
 @pytest.mark.parametrize("what", ["many", "large"])
 def test_who_asks_and_does_not_read_fills_no_memory(what: str) -> None:
-    from comms.weights import MAX_ASKS, MAX_REQUEST, _Sender
+    from comms.weight_sender import MAX_ASKS, MAX_REQUEST, Sender
 
     taken = []
 
@@ -493,7 +498,7 @@ def test_who_asks_and_does_not_read_fills_no_memory(what: str) -> None:
             taken.append(number)
             yield pb.PullRequest(want=pb.Want(policy="p", body=body))
 
-    sender = _Sender(None, None, lambda size: None)  # type: ignore[arg-type]  # asked for nothing
+    sender = Sender(None, None, lambda size: None)  # type: ignore[arg-type]  # asked for nothing
     sender.read(requests())
     assert len(taken) <= (2 * MAX_ASKS + 2 if what == "many" else 1)
     last = [sender._inbox.get() for _ in range(sender._inbox.qsize())][-2:]
@@ -505,18 +510,18 @@ def test_who_asks_and_does_not_read_fills_no_memory(what: str) -> None:
 def test_more_or_other_bytes_than_announced_are_refused(
     dial: Callable[[str], DirectTunnel], shelf: ModelShelf, extra: bytes
 ) -> None:
-    from comms.weights import _stub
+    from comms.weights import stub
 
     manifest = shelf_manifest({"m": {"w": np.zeros(3, np.float32)}})
     opening = pb.Opening(manifest=manifest_to_proto(manifest), sending=[manifest.tensors[0].hash])
     parts = [pb.PublishPart(opening=opening), pb.PublishPart(data=bytes(12) + extra)]
     with pytest.raises(Exception, match="more bytes"):
-        _stub(dial("learner")).Publish(iter(parts))
+        stub(dial("learner")).Publish(iter(parts))
     opening.sending.append("0" * 64)
     with pytest.raises(Exception, match="not offered"):
-        _stub(dial("learner")).Publish(iter([pb.PublishPart(opening=opening)]))
+        stub(dial("learner")).Publish(iter([pb.PublishPart(opening=opening)]))
     with pytest.raises(Exception, match="begins with"):
-        _stub(dial("learner")).Publish(iter([pb.PublishPart(data=b"x")]))
+        stub(dial("learner")).Publish(iter([pb.PublishPart(data=b"x")]))
     assert not shelf.kept
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from comms.pb import weights_pb2 as pb
 from comms.weight_bodies import Bodies
-from comms.weight_puller import Transfer, checked
+from comms.weight_puller import checked
+from comms.weight_transfer import Transfer
 from user_system.codec import weights as codec
 from user_system.core.clock import WallClock
 from user_system.core.errors import LinkError, MissingError

@@ -16,8 +16,10 @@ from comms.hub_service import HubService
 from comms.pb import fresh_pb2, hub_pb2
 from comms.serving import serve
 from comms.tunnel import Endpoints, open_tunnel
+from comms.weight_publisher import WeightPublisher
 from comms.weight_puller import Wanted, WeightPuller
-from comms.weights import WeightPublisher, WeightService, list_versions, roll_back
+from comms.weight_service import WeightService
+from comms.weights import list_versions, roll_back
 from comms.wire_specs import spec_to_proto
 from user_system.core.clock import WallClock
 from user_system.core.errors import ConfigError, LeaseError, SecurityError

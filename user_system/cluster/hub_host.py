@@ -9,7 +9,7 @@ from comms.enrolment import EnrolmentService
 from comms.fresh_hub import FreshHub
 from comms.hub_service import HubService
 from comms.serving import serve
-from comms.weights import WeightService
+from comms.weight_service import WeightService
 from user_system.cluster import dial
 from user_system.cluster.configs import HubHostConfig
 from user_system.cluster.parse import dump

@@ -10,7 +10,7 @@ from comms.data_client import PATIENCE_S, RemoteData
 from comms.hub_client import HubClient
 from comms.pb import hub_pb2
 from comms.tunnel import Tunnel
-from comms.weights import WeightPublisher
+from comms.weight_publisher import WeightPublisher
 from learners.checkpoints import Checkpoints
 from learners.runner import Modules, Runner, RunnerConfig
 from user_system.cluster import dial

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from comms.weight_bodies import HELD, NEAR
-from comms.weight_puller import Transfer, Wanted
+from comms.weight_puller import Wanted
+from comms.weight_transfer import Transfer
 from user_system.codec import deltas
 from user_system.codec.arrays import Buffer, checked_size, checksum, width
 from user_system.core.errors import (

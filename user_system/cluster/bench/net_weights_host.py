@@ -14,7 +14,7 @@ from comms.credentials import AllowList, Credentials
 from comms.serving import serve
 from comms.tunnel import DirectTunnel, Endpoints
 from comms.weight_puller import WeightPuller
-from comms.weights import WeightService
+from comms.weight_service import WeightService
 from user_system.core.clock import WallClock
 from user_system.core.types import Array
 from user_system.edge.messages import WeightsReady

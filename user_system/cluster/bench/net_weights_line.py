@@ -15,7 +15,7 @@ import numpy as np
 
 from comms.authority import Authority
 from comms.credentials import Role
-from comms.weights import WeightPublisher
+from comms.weight_publisher import WeightPublisher
 from user_system.cluster.bench import net_weights_host as hosts
 from user_system.cluster.lab import Lab
 from user_system.core.errors import LinkError
