@@ -12,7 +12,8 @@ from user_system.core.errors import LinkError
 
 T = TypeVar("T")
 
-_RUN_S = 30.0
+_RUN_S = 120.0
+"""Bounds a hang; says nothing about speed."""
 
 
 class Host:

@@ -19,6 +19,17 @@ from user_system.core.errors import ConfigError, MissingError
 HEAD, OUTSIDE = "192.0.2.1", "192.0.2.2"
 """The head, and whoever is at the other end of the link: the router, or the edge of a wire."""
 MOST_EDGES = 250
+_RULES = """\
+*nat
+-A POSTROUTING -o wan0 -j MASQUERADE
+COMMIT
+*filter
+-A FORWARD -i wan0 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A FORWARD -i wan0 -j DROP
+-A INPUT -i wan0 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A INPUT -i wan0 -j DROP
+COMMIT
+"""
 _QUEUE = 10_000
 """Packets that may wait for the emulator; a real line's queue is ``Line.queue_bytes``."""
 
@@ -29,7 +40,9 @@ def available(*, nat: bool = True) -> str:
     Args:
         nat: whether a ``Lab`` is wanted; a ``Wire`` needs less.
     """
-    tools = {"ip": "iproute2", "nsenter": "util-linux"} | ({"iptables": "iptables"} if nat else {})
+    tools = {"ip": "iproute2", "nsenter": "util-linux"} | (
+        {"iptables-restore": "iptables"} if nat else {}
+    )
     for tool, package in tools.items():
         if shutil.which(tool, path=search_path()) is None:
             return f"{tool} is not installed (Debian package {package})"
@@ -105,16 +118,19 @@ class _Site:
         members.kill(members.leftovers())
         spaces = self.link.start(tuple(addresses), ends, self._seed)
         self.hosts = {name: Host(name, addresses[name], spaces[name]) for name in addresses}
-        for host in self.hosts.values():
-            host.ip("link set lo up")
+        wan = {ends[0]: (OUTSIDE, HEAD), ends[1]: (HEAD, OUTSIDE)}
+        for name, host in self.hosts.items():
+            # One process per host: on a busy machine it is their number that takes time.
+            host.ip("link set lo up", *(self._wan(*wan[name]) if name in wan else ()))
             if self._congestion:
                 host.sysctl("net/ipv4/tcp_congestion_control", self._congestion)
-        for name, mine, theirs in ((ends[0], OUTSIDE, HEAD), (ends[1], HEAD, OUTSIDE)):
+
+    def _wan(self, mine: str, theirs: str) -> tuple[str, str]:
+        return (
             # Without addrgenmode the kernel asks for IPv6 routers there, now and then.
-            self.hosts[name].ip(
-                f"link set wan0 addrgenmode none mtu {self._mtu} txqueuelen {_QUEUE} up",
-                f"address add {mine} peer {theirs} dev wan0",
-            )
+            f"link set wan0 addrgenmode none mtu {self._mtu} txqueuelen {_QUEUE} up",
+            f"address add {mine} peer {theirs} dev wan0",
+        )
 
 
 class Wire(_Site):
@@ -205,12 +221,4 @@ class Lab(_Site):
     def _translate(self) -> None:
         """Have the router send out what the site sends, under its address, and only answers in."""
         self.nat.sysctl("net/ipv4/ip_forward", "1")
-        known = ["-i", "wan0", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED"]
-        for rule in (
-            ["-t", "nat", "-A", "POSTROUTING", "-o", "wan0", "-j", "MASQUERADE"],
-            ["-A", "FORWARD", *known, "-j", "ACCEPT"],
-            ["-A", "FORWARD", "-i", "wan0", "-j", "DROP"],
-            ["-A", "INPUT", *known, "-j", "ACCEPT"],
-            ["-A", "INPUT", "-i", "wan0", "-j", "DROP"],
-        ):
-            self.nat.run(["iptables", *rule])
+        self.nat.run(["iptables-restore"], input=_RULES)
