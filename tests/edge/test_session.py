@@ -171,6 +171,22 @@ def test_one_that_finishes_does_not_begin_what_it_was_assigned():
     assert (desk.session.mode, desk.session.at_rest) == (Mode.HOLD, True)
 
 
+def test_one_that_finishes_does_not_wait_for_a_person_who_has_gone():
+    """The head that they would come back through may have made way for another one."""
+    desk = Desk().until(Mode.AUTO)
+    session = desk.session
+    desk.grant("ann")
+    assert desk.ask("hold").ok
+    session.finishing = True
+    desk.pass_ms(session.config.left_ms + 100)
+    assert not session.at_rest, "ann holds it"
+    desk.grant()  # she gives it up
+    desk.pass_ms(session.config.left_ms + 100)
+    (finish,) = desk.took(do.Finish)
+    assert finish.end is End.ABORT
+    assert (session.at_rest, session.paused) == (True, True)
+
+
 def test_what_a_person_holds_in_an_episode_is_not_at_rest():
     desk = Desk().until(Mode.AUTO)
     desk.grant("ann")

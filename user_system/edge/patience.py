@@ -28,6 +28,9 @@ class SessionConfig:
     """Rest after a plugin's failure, before the next episode is tried."""
     starved_ms: float = 5000.0
     """Rest for want of a plan after which the episode is given up and a person is asked."""
+    left_ms: float = 5000.0
+    """Rest in an episode that nobody holds after which it is given up, where the host is to
+    restart: the head that a person would come back through may have made way for another one."""
     plugin_failures: int = 3
     """Failures in a row after which a person must look."""
 

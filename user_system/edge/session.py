@@ -100,14 +100,11 @@ class Session:
         self.takeovers = 0
         self._episode: Episode | None = None
         self._taken: deque[str] = deque(maxlen=_REMEMBERED)
-        self._worker = self._driver = False
-        self._full = False
+        self._worker = self._driver = self._full = False
         self._releasing: tuple[int, int] | None = None
         self._entered = self._heard = wall.now_ns()
         self._wanted = self._retry = float("-inf")
-        self._failures = 0
-        self._sequence = -1
-        self._rate = 0.0
+        self._failures, self._sequence, self._rate = 0, -1, 0.0
         self._why, self._stopped_ns = "", 0
         self._kept = (self.paused, self.left_by)
         self.freshness = Freshness()
@@ -521,8 +518,11 @@ class Session:
         if self.stale and self.mode is Mode.AUTO:
             self._go(Event.HOLD, Who.SESSION)
             self._rests, self.help = True, self.stale
+        left = not self.leases.holder and now - self._entered > self.config.left_ms * MS
         if self.mode is Mode.HOLD and not self.paused:
             self._go_on(now)
+        elif self.mode is Mode.HOLD and self.finishing and self.recording and left:
+            self._end(End.ABORT)  # who comes back to the robot finds the next episode
 
     def _watch_people(self, now: int) -> None:
         holder = self.leases.holder
