@@ -8,7 +8,7 @@ from comms.hub_client import HubClient
 from comms.pb import hub_pb2
 from comms.tunnel import Tunnel
 from user_system.cluster.process import Life
-from user_system.core.errors import LinkError
+from user_system.core.errors import LinkError, SecurityError
 
 REPORT_S = 1.0
 log = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ def report(
 ) -> None:
     """Report ``figures()`` once a second; return when the process should end.
 
-    The process does its work whether or not the hub listens.
+    The process does its work whether or not the hub listens, or wants to hear of it: what a site
+    keeps itself is kept also where the head has thrown its host out.
     """
     hub = HubClient(way)
     while not life.stop.wait(REPORT_S):
@@ -28,5 +29,5 @@ def report(
         )
         try:
             hub.report(message)
-        except LinkError as error:
+        except (LinkError, SecurityError) as error:
             log.info("the hub did not hear our report: %s", error)
