@@ -25,6 +25,7 @@ def test_it_is_kept_alive_and_ended_in_order(unit) -> None:
     found = options(unit)
     assert found["Restart"] == "always"
     assert found["Type"] == "notify"
+    assert found["SuccessExitStatus"] == "143", "a host that was stopped has not failed"
     assert int(found["WatchdogSec"]) == systemd.WATCHDOG_S
     assert found["KillMode"] == "mixed", "drivers are ended by their agent, robots at rest first"
     assert found["StartLimitIntervalSec"] == "0", "a head may be away for a week"
@@ -73,6 +74,8 @@ def test_systemd_can_read_it(unit, tmp_path) -> None:
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if path.name in line]
     assert said == [], said
+    if done.returncode:  # it said nothing of this unit, so it is this machine
+        pytest.skip(f"systemd cannot run here: {done.stderr.strip()[-200:]}")
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -51,10 +52,12 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *words: str) -> None:
-        command = [sys.executable, "-m", "user_system.cli", "edge", *words]
+        self.start_as([sys.executable, "-m", "user_system.cli", "edge", *words], self.root.parent)
+
+    def start_as(self, command: list[str], cwd: Path, env: dict[str, str] | None = None) -> None:
         with self.output.open("wb") as sink:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=self.root.parent
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=cwd, env=env
             )
 
     def said(self, text: str) -> bool:
@@ -144,11 +147,7 @@ def test_one_line_makes_a_robot_host(tmp_path: Path, host: Host) -> None:
         is_healthy(host)
         follows_a_changed_setup(system, host)
         leaves_nothing_when_killed(host)
-        host.start("run", str(host.root))
-        wait_for(lambda: host.said("lab-1 is live"), "its next life")
-        wait_for(lambda: the_host(system).link == "online", "attached again")
-        assert host.end(signal.SIGTERM) == 128 + signal.SIGTERM
-        assert host.left() == []
+        lives_as_its_unit_says(system, host)
         wait_for(lambda: the_host(system).link == "away", "noticed")
     starts_without_its_head(host)
     is_judged(system, host)
@@ -219,6 +218,33 @@ def leaves_nothing_when_killed(host: Host) -> None:
     assert host.left()
     host.end(signal.SIGKILL)
     wait_for(lambda: not host.left(), "nothing outlives it")
+
+
+def lives_as_its_unit_says(system: System, host: Host) -> None:
+    """Exactly the unit's command line, with what systemd gives it and nothing else, is a host."""
+    found = {}
+    for text in (host.root / "user-system-edge-lab-1.service").read_text().splitlines():
+        key, equals, value = text.partition("=")
+        if equals and not text.startswith("#"):
+            found[key] = value
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        address = str(host.root.parent / "notify")
+        manager.bind(address)
+        manager.settimeout(LIMIT_S)
+        given = dict(word.split("=", 1) for word in shlex.split(found["Environment"]))
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+        host.start_as(
+            shlex.split(found["ExecStart"].replace("%%", "%").replace("$$", "$")),
+            cwd=Path("/"),
+            env={"PATH": path, "LANG": "C.UTF-8", "NOTIFY_SOCKET": address, **given},
+        )
+        assert manager.recv(1000).startswith(b"READY=1\n")
+        while not manager.recv(1000).startswith(b"STATUS=live: arm-1"):
+            assert host.said("")
+        assert manager.recv(1000) == b"WATCHDOG=1"
+        wait_for(lambda: the_host(system).link == "online", "attached again")
+        assert host.end(signal.SIGTERM) == int(found["SuccessExitStatus"])
+    assert host.left() == []
 
 
 def starts_without_its_head(host: Host) -> None:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,8 @@ Type=notify
 ExecStart={command}
 Restart=always
 RestartSec=2
+# Ended as asked to: this is no failure.
+SuccessExitStatus={128 + signal.SIGTERM}
 WatchdogSec={WATCHDOG_S}
 # Only the first process is asked to end: it ends the others in order, robots at rest first.
 KillMode=mixed
