@@ -250,8 +250,12 @@ class Invitations:
             if entry["used"] is None
         ]
 
-    def revoke(self, name: str) -> None:
+    def revoke(self, name: str, *, shut: bool = True) -> None:
         """Take a name off the allow-list, and its invitations with it; see ``Authority.revoke``.
+
+        Args:
+            name: whose.
+            shut: the tunnel to it, too; else the caller does that, with ``shut_out``.
 
         Raises:
             SecurityError: nobody of that name is enrolled or invited, or it serves the lab itself.
@@ -276,7 +280,15 @@ class Invitations:
                 write_table(self._path, rest)
         if name in enrolled:
             self._authority.revoke(name)
-            admission.dismiss(directory, name)
+            if shut:
+                admission.dismiss(directory, name)
+
+    def shut_out(self, name: str) -> None:
+        """Let a name that was revoked through the tunnel no longer, unless it is back."""
+        directory = self._authority.directory
+        with locked(directory):
+            if name not in read_allowed(directory):
+                admission.dismiss(directory, name)
 
     def redeem(self, request: Request, witness: Witness = lambda peer: None) -> Signed:
         """Let somebody in who shows an invitation's secret.

@@ -23,7 +23,7 @@ from comms.renewal import Renewer
 from comms.serving import serve
 from comms.tunnel import Endpoints, open_tunnel
 from comms.wallet import DiskWallet
-from user_system.core.clock import WallClock
+from user_system.core.clock import SECOND, WallClock
 from user_system.core.errors import LinkError, SecurityError
 from user_system.core.schedule import ScheduleConfig
 from user_system.hub.audit import verify
@@ -37,6 +37,15 @@ pytestmark = pytest.mark.system
 
 FACTS = {"tunnel": "direct", "hub": "head.lab:7400"}
 NAMES = ("localhost", "127.0.0.1")
+
+
+class Clock:
+    """Stands until it is moved."""
+
+    now = 1_700_000_000 * SECOND
+
+    def now_ns(self):
+        return self.now
 
 
 class Deaf:
@@ -390,6 +399,28 @@ def test_a_host_leaves_and_takes_nobody_with_it(head, tmp_path):
         HubClient(way).status()
     with pytest.raises(SecurityError, match="may not call"):
         EnrolmentClient(head.way).leave()  # a part of the head
+
+
+def test_who_leaves_hears_that_it_has_before_the_tunnel_is_shut(head, tmp_path, monkeypatch):
+    """WireGuard takes no packet of a peer that is gone: the answer would never come."""
+    settings = {"host": "head.lab", "network": "10.9.0.0/24", "interface": "u7none"}
+    admission.publish(head.pki, "wireguard", settings, [])
+    join(head.invite(), tmp_path / "arm-1")
+    enrolments = Enrolments(head.authority, head.hub.audit, clock := Clock(), FACTS)
+    leaver = Peer("arm-1", Role.ROBOT)
+    enrolments.leave(leaver)
+    assert "arm-1" not in read_allowed(head.pki)
+    enrolments.tick()
+    assert set(wireguard.read_peers(head.pki)) == {"arm-1"}
+    clock.now += 2 * SECOND
+    enrolments.tick()
+    assert wireguard.read_peers(head.pki) == {}
+    join(head.invite(), tmp_path / "new")
+    enrolments.leave(leaver)
+    join(head.invite(), tmp_path / "newer")
+    clock.now += 2 * SECOND
+    enrolments.tick()
+    assert set(wireguard.read_peers(head.pki)) == {"arm-1"}, "it is back"
 
 
 def test_a_host_cannot_join_others_through_the_hub(head, tmp_path):

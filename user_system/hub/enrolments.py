@@ -23,6 +23,10 @@ LOOK_S = 60.0
 """How often certificates are looked at."""
 
 
+ANSWER_S = 1.0
+"""Time for a host that leaves to be told that it has."""
+
+
 class Enrolments:
     """Implements ``comms.enrolment.EnrolmentHandler``. Thread-safe.
 
@@ -44,6 +48,8 @@ class Enrolments:
         self._facts = facts
         self._refusals = Throttle(clock, 1.0, 10.0)
         self._next_look_ns = 0
+        self._leaving: dict[str, int] = {}
+        """Who has left, and when the tunnel is shut behind it."""
         self._figures: dict[str, float] = {}
 
     # --- EnrolmentHandler ------------------------------------------------------------------------
@@ -101,8 +107,12 @@ class Enrolments:
             raise
 
     def leave(self, peer: Peer) -> None:
-        """Revoke a robot host that leaves for good; the deed says that it was itself."""
-        Invitations(self._authority, by=peer.name).revoke(peer.name)
+        """Revoke a robot host that leaves for good; the deed says that it was itself.
+
+        The answer has to get out through the tunnel, which is shut a moment later.
+        """
+        Invitations(self._authority, by=peer.name).revoke(peer.name, shut=False)
+        self._leaving[peer.name] = self._clock.now_ns() + int(ANSWER_S * SECOND)
         log.info("%s has left", peer.name)
 
     # --- time ------------------------------------------------------------------------------------
@@ -118,6 +128,9 @@ class Enrolments:
             with locked(directory):
                 deeds.hand_over(directory, self._audit.write)
         now = self._clock.now_ns()
+        for name in [name for name, due in list(self._leaving.items()) if now >= due]:
+            del self._leaving[name]
+            self._invitations.shut_out(name)
         if now < self._next_look_ns:
             return
         self._next_look_ns = now + int(LOOK_S * SECOND)
